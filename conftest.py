@@ -1,0 +1,16 @@
+"""Tests without a marker are unit tests: fast, and without the network."""
+
+from __future__ import annotations
+
+import pytest
+from pytest_socket import disable_socket, enable_socket
+
+
+@pytest.fixture(autouse=True)
+def _network_only_where_marked(request: pytest.FixtureRequest):
+    if request.node.get_closest_marker("component") or request.node.get_closest_marker("integration"):
+        yield
+        return
+    disable_socket(allow_unix_socket=True)
+    yield
+    enable_socket()

@@ -1,0 +1,105 @@
+"""Connections, transactions and named SQL. No ORM (docs/adr)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from importlib import resources
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+Connection = psycopg.Connection[DictRow]
+Pool = ConnectionPool[Connection]
+Result = TypeVar("Result")
+
+_NAME = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
+_TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError)
+
+# What a caller sees while the database is away; http_errors answers 503.
+DATABASE_DOWN = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+
+
+def open_pool(dsn: str, *, name: str, max_size: int, wait_seconds: float = 5.0) -> Pool:
+    """A pool of autocommit connections that answer rows as dicts. It opens without waiting for the server.
+
+    Open it after the fork. Each connection is checked when it is handed out, since a pool otherwise hands out
+    dead ones after the database's restart. `wait_seconds` bounds how long a caller waits for one (PoolTimeout).
+    """
+    pool = ConnectionPool(
+        dsn,
+        connection_class=psycopg.Connection[DictRow],
+        min_size=1,
+        max_size=max_size,
+        timeout=wait_seconds,
+        # A short life for each attempt: its pauses double, and a caller in need starts a new one anyway.
+        reconnect_timeout=5.0,
+        open=False,
+        check=ConnectionPool.check_connection,
+        name=name,
+        kwargs={
+            "row_factory": dict_row,
+            "autocommit": True,
+            "application_name": name,
+            "connect_timeout": 5,
+            "options": "-c statement_timeout=30s -c lock_timeout=10s -c timezone=UTC",
+        },
+    )
+    pool.open(wait=False)
+    return pool
+
+
+def in_transaction(pool: Pool, work: Callable[[Connection], Result], *, attempts: int = 3) -> Result:
+    """Run `work` in one transaction and commit it; leaving by an exception rolls back.
+
+    When the connection breaks or the server picks it as a deadlock's victim, the whole of `work` runs again on
+    another connection, so it must be safe to run twice: ids come from outside it.
+    """
+    while True:
+        attempts -= 1
+        try:
+            with pool.connection() as connection, connection.transaction():
+                return work(connection)
+        except PoolTimeout:
+            raise
+        except _TRANSIENT:
+            if attempts <= 0:
+                raise
+
+
+def ping(pool: Pool) -> None:
+    """Raise when the database doesn't answer; for `/readyz`."""
+    with pool.connection(timeout=2.0) as connection:
+        connection.execute("SELECT 1")
+
+
+class Queries(Mapping[str, bytes]):
+    """A package's named queries: `queries["claim_run"]`. A wrong name is a KeyError."""
+
+    def __init__(self, texts: Mapping[str, bytes]) -> None:
+        self._texts = dict(texts)
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._texts[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+
+def load_queries(package: str) -> Queries:
+    """All queries below `<package>/sql/*.sql`; each begins with a line `-- name: <name>`."""
+    texts: dict[str, bytes] = {}
+    for file in sorted(resources.files(package).joinpath("sql").iterdir(), key=lambda entry: entry.name):
+        if not file.name.endswith(".sql"):
+            continue
+        parts = _NAME.split(file.read_text(encoding="utf-8"))[1:]
+        for name, text in zip(parts[::2], parts[1::2], strict=True):
+            if name in texts:
+                raise ValueError(f"two queries named {name} in {package}")
+            texts[name] = text.strip().encode()
+    return Queries(texts)

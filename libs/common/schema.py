@@ -1,0 +1,95 @@
+"""marshmallow as our API uses it: camelCase on the wire, unknown keys refused, no silent conversions."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import marshmallow as ma
+from marshmallow import fields
+
+from libs.common.clock import format_time, parse_time
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def _camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(part.title() for part in rest)
+
+
+class BaseSchema(ma.Schema):
+    """snake_case attributes, camelCase keys; an unknown key is an error."""
+
+    class Meta:
+        unknown = ma.RAISE
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        field_obj.data_key = _camel(field_obj.data_key or field_name)
+
+
+class Text(fields.String):
+    """A string that PostgreSQL and UTF-8 can hold: no NUL, no lone surrogate. Only a JSON string will do."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        text = super()._deserialize(value, attr, data, **kwargs)
+        if text is not None and _UNSTORABLE.search(text):
+            raise ma.ValidationError("Must not contain NUL or lone surrogates.")
+        return text
+
+
+class Whole(fields.Integer):
+    """An integer; neither "5" nor 5.0 nor true."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.make_error("invalid", input=value)
+        return value
+
+
+class Number(fields.Float):
+    """A finite number; neither "0.5" nor true."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.make_error("invalid", input=value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise self.make_error("special", input=value)
+        return number
+
+
+class Flag(fields.Boolean):
+    """true or false; neither "yes" nor 1."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> bool:
+        if not isinstance(value, bool):
+            raise self.make_error("invalid", input=value)
+        return value
+
+
+class Timestamp(fields.Field[datetime]):
+    """RFC 3339 with its offset on the way in; UTC with `Z` on the way out."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("metadata", {}).update({"type": "string", "format": "date-time"})
+        super().__init__(**kwargs)
+
+    def _serialize(self, value: datetime | None, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
+        return None if value is None else format_time(value)
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any
+    ) -> datetime:
+        try:
+            return parse_time(value)
+        except (TypeError, ValueError) as error:
+            raise ma.ValidationError(
+                "Must be an RFC 3339 time with its offset, like 2026-01-31T08:15:00Z."
+            ) from error

@@ -1,0 +1,26 @@
+"""The broker's queues: named and declared in one place, by whoever connects first."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+RUNS_QUEUE: Final = "taskrunner.runs"
+DEAD_QUEUE: Final = "taskrunner.runs.dead"
+DEAD_EXCHANGE: Final = "taskrunner.dead"
+REQUEST_ID_HEADER: Final = "x-request-id"
+
+# Attempts are counted in PostgreSQL; the broker's own limit must never drop a run that waits for a slot.
+_RUNS_ARGUMENTS: Final[dict[str, Any]] = {
+    "x-queue-type": "quorum",
+    "x-delivery-limit": -1,
+    "x-dead-letter-exchange": DEAD_EXCHANGE,
+    "x-dead-letter-routing-key": DEAD_QUEUE,
+    "x-dead-letter-strategy": "at-least-once",
+    "x-overflow": "reject-publish",
+}
+
+# (name, arguments) of each durable queue; runs go through the default exchange, dead letters through their own.
+QUEUES: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
+    (DEAD_QUEUE, {"x-queue-type": "quorum"}),
+    (RUNS_QUEUE, _RUNS_ARGUMENTS),
+)
