@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from pytest_socket import disable_socket, enable_socket
 
+pytest_plugins = ["tests.servers"]
+
 
 @pytest.fixture(autouse=True)
 def _network_only_where_marked(request: pytest.FixtureRequest):
