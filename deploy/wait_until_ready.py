@@ -1,0 +1,68 @@
+"""Polls the gateway's GET /api/health until every part is ready, and says what it waits for.
+
+    wait_until_ready.py ENV_FILE
+
+Exits 1 after DEADLINE_SECONDS, naming the parts that are not ready.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from environment import read_settings
+
+DEADLINE_SECONDS = 120
+POLL_SECONDS = 0.25
+
+
+def fetch_health(url: str) -> dict[str, Any] | None:
+    """The answer's body, also that of a 503; None while nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        try:
+            return json.load(error)
+        except ValueError:
+            return None
+    except (OSError, ValueError):
+        return None
+
+
+def list_missing(health: dict[str, Any] | None) -> list[str]:
+    """The parts that are not ready, each with its reason where one is told."""
+    if health is None:
+        return ["gateway (no answer yet)"]
+    return [
+        name if "detail" not in part else f"{name} ({part['detail']})"
+        for name, part in health.get("services", {}).items()
+        if part.get("status") != "ready"
+    ]
+
+
+def main(env_file: str) -> int:
+    settings = read_settings(Path(env_file).read_text())
+    url = f"http://127.0.0.1:{settings['GATEWAY_PORT']}/api/health"
+    started = time.monotonic()
+    shown: list[str] = []
+    while missing := list_missing(fetch_health(url)):
+        if missing != shown:
+            print(f"waiting for {', '.join(missing)}…", file=sys.stderr, flush=True)
+            shown = missing
+        if time.monotonic() - started > DEADLINE_SECONDS:
+            print(f"not ready after {DEADLINE_SECONDS} s: {', '.join(missing)}", file=sys.stderr)
+            print("`make logs` shows what they say.", file=sys.stderr)
+            return 1
+        time.sleep(POLL_SECONDS)
+    print(f"every part is ready ({time.monotonic() - started:.0f} s)", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
