@@ -50,6 +50,10 @@ class NotFound(ApiError):
     status, title, default_code = 404, "Not Found", "not_found"
 
 
+class RequestTimeout(ApiError):
+    status, title, default_code = 408, "Request Timeout", "request_timeout"
+
+
 class Conflict(ApiError):
     status, title, default_code = 409, "Conflict", "conflict"
 

@@ -112,25 +112,30 @@ class JwksKeys:
 
     def find_key(self, kid: str) -> RSAPublicKey | None:
         """The key of that id, or None. Unavailable when no set was ever fetched and none can be."""
-        is_old = time.monotonic() - self._fetched_at > self._refresh_seconds
-        if kid not in self._keys or is_old:
-            self._fetch()
+        key = self._keys.get(kid)
+        if key is None or time.monotonic() - self._fetched_at > self._refresh_seconds:
+            # Whoever has a key goes on with it while another thread fetches; only a new one is waited for.
+            self._fetch(wait=key is None)
         if not self._keys:
             raise Unavailable("The users service can't be reached to verify the token.", retry_after_seconds=2)
         return self._keys.get(kid)
 
-    def _fetch(self) -> None:
-        with self._lock:
+    def _fetch(self, *, wait: bool) -> None:
+        if not self._lock.acquire(blocking=wait):
+            return
+        try:
             if time.monotonic() - self._tried_at < self._retry_seconds:
                 return
+            response = requests.get(self._url, timeout=3)
+            response.raise_for_status()
+            self._keys = {key["kid"]: _to_key(key) for key in response.json()["keys"]}
+            self._fetched_at = self._tried_at = time.monotonic()
+        except (requests.RequestException, KeyError, ValueError, jwt.InvalidKeyError) as error:
+            # Counted from the end: those who waited meanwhile would otherwise each wait out one of their own.
             self._tried_at = time.monotonic()
-            try:
-                response = requests.get(self._url, timeout=3)
-                response.raise_for_status()
-                self._keys = {key["kid"]: _to_key(key) for key in response.json()["keys"]}
-                self._fetched_at = time.monotonic()
-            except (requests.RequestException, KeyError, ValueError, jwt.InvalidKeyError) as error:
-                log.warning("jwks_fetch_failed", error=type(error).__name__)
+            log.warning("jwks_fetch_failed", error=type(error).__name__)
+        finally:
+            self._lock.release()
 
 
 def _to_key(key: Mapping[str, Any]) -> RSAPublicKey:
