@@ -1,0 +1,142 @@
+"""Passes a request on to its service and the answer back, as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from http import HTTPStatus
+
+import structlog
+from flask import Flask, Response, g, request
+from urllib3 import BaseHTTPResponse
+from urllib3.exceptions import HTTPError
+
+from libs.common.errors import RequestTimeout
+from services.gateway.client_address import read_client_address, read_scheme
+from services.gateway.headers import build_request_headers, build_response_headers
+from services.gateway.published import Route
+from services.gateway.sessions import Sessions
+from services.gateway.targets import read_target
+from services.gateway.throttle import Throttling
+from services.gateway.upstream import Call, Upstream
+
+log = structlog.get_logger()
+
+CHUNK_BYTES = 64 * 1024
+# How long a client may pause while it sends its request.
+CLIENT_SECONDS = 15.0
+
+
+def publish(
+    app: Flask,
+    route: Route,
+    *,
+    upstream: Upstream,
+    sessions: Sessions,
+    throttling: Throttling,
+    trusted_proxies: int,
+) -> None:
+    """Add one row of the route table to the app."""
+
+    def forward(**_path_parameters: str) -> Response:
+        token = sessions.authenticate(route.access, request)
+        body = _read_body()
+        address, scheme = _read_client(trusted_proxies)
+        throttling.check(route.throttle, address=address, body=body)
+        headers = build_request_headers(
+            request.headers, token=token, request_id=g.request_id, client_address=address, scheme=scheme
+        )
+        call = Call(request.method, read_target(request.environ["RAW_URI"]), headers, body)
+        return _to_response(upstream, upstream.send(call))
+
+    app.add_url_rule(
+        route.rule,
+        endpoint=f"{route.rule} {','.join(route.methods)}",
+        view_func=forward,
+        methods=route.methods,
+        provide_automatic_options=False,
+    )
+
+
+def _read_client(trusted_proxies: int) -> tuple[str, str]:
+    forwarded_for = request.headers.get("X-Forwarded-For")
+    forwarded_proto = request.headers.get("X-Forwarded-Proto")
+    return (
+        read_client_address(request.remote_addr, forwarded_for, trusted_proxies=trusted_proxies),
+        read_scheme(request.scheme, forwarded_proto, trusted_proxies=trusted_proxies),
+    )
+
+
+def _read_body() -> bytes:
+    """The whole body, which is small (413 otherwise): so a slow client holds no connection to a service."""
+    connection = request.environ.get("gunicorn.socket")
+    if connection is not None:
+        connection.settimeout(CLIENT_SECONDS)
+    try:
+        return request.get_data(cache=False)
+    except TimeoutError as error:
+        raise RequestTimeout("The request's body didn't arrive in time.") from error
+
+
+def _to_response(upstream: Upstream, answer: BaseHTTPResponse) -> Response:
+    length = answer.headers.get("Content-Length", "")
+    body: bytes | AnswerBody
+    if request.method == "HEAD" or answer.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+        answer.drain_conn()
+        body = b""
+    elif length.isdecimal() and int(length) <= CHUNK_BYTES:
+        body = _read_small(upstream, answer)
+    else:
+        body = AnswerBody(upstream, answer)
+    response = Response(body, status=answer.status)
+    # Response starts with a content type of its own.
+    response.headers.clear()
+    response.headers.extend(build_response_headers(answer.headers.items()))
+    return response
+
+
+def _read_small(upstream: Upstream, answer: BaseHTTPResponse) -> bytes:
+    try:
+        return answer.read()
+    except (HTTPError, OSError) as error:
+        answer.close()
+        raise upstream.translate(error) from error
+    finally:
+        answer.release_conn()
+
+
+class AnswerBody(Iterator[bytes]):
+    """A service's answer piece by piece, each as soon as it is there.
+
+    Closing it before its end, as the server does when the client has left, closes the connection to the service
+    too, which thereby learns of it. An answer that breaks off is cut off for the client as well, never ended
+    as if it were whole.
+    """
+
+    def __init__(self, upstream: Upstream, answer: BaseHTTPResponse) -> None:
+        self._upstream = upstream
+        self._answer = answer
+        self._ended = False
+
+    def __next__(self) -> bytes:
+        try:
+            piece = self._answer.read1(CHUNK_BYTES)
+        except (HTTPError, OSError) as error:
+            raise self._upstream.translate(error) from error
+        if not piece:
+            self._ended = True
+            raise StopIteration
+        return piece
+
+    def close(self) -> None:
+        if not self._ended:
+            self._answer.close()
+        self._answer.release_conn()
+
+
+def refuse_odd_targets(app: Flask) -> None:
+    """Before any route is looked at, answer 404 to what could mean another path further on."""
+    app.before_request(_check_target)
+
+
+def _check_target() -> None:
+    read_target(request.environ["RAW_URI"])

@@ -1,0 +1,52 @@
+"""What the gateway publishes: each path, the service behind it, and who may call it. Nothing else gets through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+USERS = "users"
+SCHEDULER = "scheduler"
+
+ALL_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+class Access(Enum):
+    """Who may call a route."""
+
+    ANYONE = "a token, if one is sent, is neither looked at nor passed on"
+    OPTIONAL_TOKEN = "without a token, or with a valid one"  # noqa: S105  Not a password.
+    TOKEN = "only with a valid token"  # noqa: S105
+
+
+class Throttle(Enum):
+    """Which of the configured rates bounds a route."""
+
+    NONE = "none"
+    LOGIN = "login"
+    SIGNUP = "signup"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One row. `rule` is Flask's, with or without a final slash; `upstream` is asked for the same path."""
+
+    rule: str
+    upstream: str
+    methods: tuple[str, ...] = ALL_METHODS
+    access: Access = Access.TOKEN
+    throttle: Throttle = Throttle.NONE
+
+
+# The most exact rule wins, wherever it stands; which roles a path needs is its service's decision.
+ROUTES = (
+    Route("/.well-known/jwks.json", USERS, methods=("GET",), access=Access.ANYONE),
+    Route("/api/users/login", USERS, methods=("POST",), access=Access.ANYONE, throttle=Throttle.LOGIN),
+    Route("/api/users/signup", USERS, methods=("POST",), access=Access.ANYONE, throttle=Throttle.SIGNUP),
+    Route("/api/users/refresh", USERS, methods=("POST",), access=Access.ANYONE),
+    Route("/api/users/<user_id>", USERS, methods=("GET",), access=Access.OPTIONAL_TOKEN),
+    Route("/api/users", USERS),
+    Route("/api/users/<path:rest>", USERS),
+    Route("/api/tasks", SCHEDULER),
+    Route("/api/tasks/<path:rest>", SCHEDULER),
+)

@@ -1,0 +1,43 @@
+"""Which request targets are passed on at all: those that every server on the way reads as the same path."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote_to_bytes
+
+from libs.common.errors import BadRequest, NotFound
+
+_BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_NOT_PLAIN = re.compile(r"[^\x21-\x7e]")
+# After one decoding: control characters, backslashes, and a % that a second decoding would turn into something.
+_REFUSED_CHARACTERS = re.compile(rb"[\x00-\x1f\x7f\\%]")
+
+
+def read_target(raw: str) -> str:
+    """The path and query to ask upstream for, as the client wrote them.
+
+    `raw` is the request line's target, bytes outside ASCII read as Latin-1; these are escaped, since a URL can't
+    hold them. BadRequest when an escape is broken; NotFound for a path with dot segments, empty segments, encoded
+    slashes, backslashes or control characters, and for internal ones: those could mean another path to the
+    service than they did to the gateway's route table.
+    """
+    target = _NOT_PLAIN.sub(lambda match: f"%{ord(match[0]):02X}", raw.partition("#")[0])
+    if _BROKEN_ESCAPE.search(target):
+        raise BadRequest("The URL has a % that is not followed by two hexadecimal digits.")
+    if not _is_plain_path(target.partition("?")[0]):
+        raise NotFound("There is nothing at this path.")
+    return target
+
+
+def _is_plain_path(path: str) -> bool:
+    if not path.startswith("/"):
+        return False
+    decoded = unquote_to_bytes(path)
+    if decoded.count(b"/") != path.count("/") or _REFUSED_CHARACTERS.search(decoded):
+        return False
+    first, *others = decoded[1:].split(b"/")
+    segments = [first, *others]
+    # Only the last segment may be empty: that is the final slash.
+    if b"" in segments[:-1] or b"." in segments or b".." in segments:
+        return False
+    return first.lower() != b"internal"
