@@ -1,6 +1,6 @@
 """Writes the stack's settings file from `.env.example`, and keeps it up to date.
 
-    environment.py FILE [NAME=VALUE…]
+    python3 -m deploy.environment FILE [NAME=VALUE…]
 
 A new file gets the example's lines, random values where those are empty, and the given values; its mode is 600.
 In an existing file, variables that the example has and it lacks are added, and the facts about this machine at
@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+ENV_FILE = Path(__file__).parent / ".env"
 EXAMPLE = Path(__file__).parent / ".env.example"
 FACTS_HEADING = "# Facts about this machine, found out anew by each `make up`:"
 SETTING = re.compile(r"^([A-Z][A-Z0-9_]*)=(.*)$")
@@ -27,6 +28,13 @@ APP_GROUP_ID = 10001
 def read_settings(text: str) -> dict[str, str]:
     """Name → value of every line `NAME=VALUE`; comments and blank lines are passed over."""
     return {match[1]: match[2] for line in text.splitlines() if (match := SETTING.match(line))}
+
+
+def gateway_url(settings: Mapping[str, str]) -> str:
+    """Where the gateway answers, seen from this machine."""
+    bind = settings["GATEWAY_BIND"]
+    host = "127.0.0.1" if bind == "0.0.0.0" else bind  # noqa: S104  Compared, not bound.
+    return f"http://{host}:{settings['GATEWAY_PORT']}"
 
 
 def fill_example(example: str, given: Mapping[str, str]) -> str:

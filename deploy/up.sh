@@ -9,6 +9,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 readonly here
 ENV_FILE=${ENV_FILE:-$here/.env}
 export ENV_FILE
+cd "$here/.."
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -25,23 +26,18 @@ quietly() {
     return 1
 }
 
-copy_certificates() {
-    find /usr/local/share/ca-certificates -name '*.crt' -exec cp -p -t "$here/certs" {} + 2>/dev/null || true
-}
-
 # These are mounted into containers whose users are nobody here, and a strict umask would hide them.
 make_mounts_readable() {
-    chmod a+rx "$here/../zarf/keys" "$here/rabbitmq"
-    chmod a+r "$here/../zarf/keys/development.pem" "$here"/rabbitmq/*
+    chmod a+rx "zarf/keys" deploy/rabbitmq
+    chmod a+r "zarf/keys/development.pem" deploy/rabbitmq/*
 }
 
 "$here/engine.sh"
 "$here/images.sh"
-python3 "$here/environment.py" "$ENV_FILE" "$@"
-copy_certificates
+python3 -m deploy.environment "$ENV_FILE" "$@"
 make_mounts_readable
 say 'building the app image (≈15 s when the requirements are new, else 1 s)…'
-quietly "$here/compose.sh" build
+quietly "$here/build.sh"
 say 'starting the containers…'
 quietly "$here/compose.sh" up --detach --remove-orphans --no-build
-python3 "$here/wait_until_ready.py" "$ENV_FILE"
+python3 -m deploy.wait_until_ready "$ENV_FILE"

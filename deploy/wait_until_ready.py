@@ -1,6 +1,6 @@
 """Polls the gateway's GET /api/health until every part is ready, and says what it waits for.
 
-    wait_until_ready.py ENV_FILE
+    python3 -m deploy.wait_until_ready ENV_FILE
 
 Exits 1 after DEADLINE_SECONDS, naming the parts that are not ready.
 """
@@ -15,7 +15,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from environment import read_settings
+from deploy.environment import gateway_url, read_settings
 
 DEADLINE_SECONDS = 120
 POLL_SECONDS = 0.25
@@ -36,19 +36,21 @@ def fetch_health(url: str) -> dict[str, Any] | None:
 
 
 def list_missing(health: dict[str, Any] | None) -> list[str]:
-    """The parts that are not ready, each with its reason where one is told."""
+    """The parts that are not ready, each with those of its dependencies that are down."""
     if health is None:
-        return ["gateway (no answer yet)"]
+        return ["gateway"]
     return [
-        name if "detail" not in part else f"{name} ({part['detail']})"
-        for name, part in health.get("services", {}).items()
-        if part.get("status") != "ready"
+        _describe(name, part) for name, part in health.get("services", {}).items() if part.get("status") != "ready"
     ]
 
 
+def _describe(name: str, part: dict[str, Any]) -> str:
+    down = [check for check, state in part.get("checks", {}).items() if state.get("status") != "up"]
+    return f"{name} ({', '.join(down)} down)" if down else name
+
+
 def main(env_file: str) -> int:
-    settings = read_settings(Path(env_file).read_text())
-    url = f"http://127.0.0.1:{settings['GATEWAY_PORT']}/api/health"
+    url = gateway_url(read_settings(Path(env_file).read_text())) + "/api/health"
     started = time.monotonic()
     shown: list[str] = []
     while missing := list_missing(fetch_health(url)):

@@ -8,6 +8,7 @@ readonly root=$1
 # The mirror that this machine itself uses; nothing on a machine that isn't Debian: then debootstrap's own.
 debian_mirror() {
     command -v apt-get >/dev/null || return 0
+    # shellcheck disable=SC2016  # The placeholder is apt's.
     apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Component: main' |
         head -n 1
 }

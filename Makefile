@@ -1,0 +1,102 @@
+# `make help` lists what there is. What takes more than a line is a script in deploy/.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+VENV_STAMP := .venv/.requirements-installed
+# Further arguments for pytest: make test-unit ARGS='-k cron'
+ARGS :=
+
+##@ Try and run
+.PHONY: demo up down clean logs scale
+
+demo: ## Bring everything up, run a few tasks as a new user and show what they print
+	@deploy/up.sh
+	@python3 -m deploy.demo
+
+up: ## Start the system, from a bare machine if need be; print its address and the admin's login
+	@deploy/up.sh
+	@python3 -m deploy.show_login
+
+down: ## Stop the system; data and running tasks' containers stay
+	@deploy/compose.sh down --remove-orphans
+
+clean: ## Stop the system and delete its data and its tasks' containers
+	@deploy/clean.sh
+
+logs: ## Follow the logs of all services
+	@deploy/compose.sh logs --follow --tail=100
+
+scale: ## Run N executors: make scale N=3
+	@deploy/scale.sh "$(N)"
+
+##@ Prepare
+.PHONY: build docker-pull env keys
+
+build: ## Make the images: what the stack stands on, and the app
+	@deploy/engine.sh
+	@deploy/images.sh
+	@deploy/build.sh
+
+docker-pull: ## Fetch the official images anew, where a registry is in reach
+	@deploy/engine.sh
+	@deploy/images.sh --pull
+
+env: ## Write deploy/.env with random passwords, once
+	@python3 -m deploy.environment deploy/.env
+
+keys: ## Make a signing key: make keys KID=2027-01
+	@deploy/make_key.sh "$(KID)"
+
+##@ Change
+.PHONY: test test-unit test-component test-integration lint check tidy bench requirements
+
+test: $(VENV_STAMP) ## Run all tests, against real servers and a composed system of their own
+	@deploy/with_test_stack.sh $(BIN)/pytest libs services deploy tests $(ARGS)
+
+test-unit: $(VENV_STAMP) ## Run the tests that need nothing: seconds
+	@$(BIN)/pytest libs services deploy tests -m 'not component and not integration' $(ARGS)
+
+test-component: $(VENV_STAMP) ## Run the tests against real servers in containers
+	@deploy/engine.sh
+	@deploy/images.sh
+	@$(BIN)/pytest libs services deploy tests -m component $(ARGS)
+
+test-integration: $(VENV_STAMP) ## Run the tests that go through the gateway of a composed system
+	@deploy/with_test_stack.sh $(BIN)/pytest tests -m integration $(ARGS)
+
+lint: $(VENV_STAMP) ## Check style, types, import rules and shell scripts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@deploy/lint_shell.sh
+
+check: lint test ## What CI runs: lint and test
+
+tidy: $(VENV_STAMP) ## Format the code and fix what can be fixed
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(VENV_STAMP) ## Measure the running system against a bare loop over the engine
+	@deploy/up.sh
+	@$(BIN)/python -m bench $(ARGS)
+
+requirements: $(VENV_STAMP) ## Compile requirements/*.in into hashed requirements/*.txt
+	@for name in runtime dev; do \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	    requirements/$$name.in --output-file requirements/$$name.txt; \
+	done
+
+$(VENV_STAMP): requirements/dev.txt
+	@deploy/venv.sh
+	@touch $@
+
+##@ Help
+.PHONY: help
+
+help: ## Show this
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

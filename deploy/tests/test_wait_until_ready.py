@@ -1,0 +1,22 @@
+"""What `make up` says that it is waiting for."""
+
+from __future__ import annotations
+
+from deploy.wait_until_ready import list_missing
+
+
+def test_a_ready_system_misses_nothing() -> None:
+    health = {"status": "ready", "services": {"gateway": {"status": "ready"}, "users": {"status": "ready"}}}
+
+    assert list_missing(health) == []
+
+
+def test_a_part_that_is_not_ready_is_named_with_what_it_lacks() -> None:
+    checks = {"postgres": {"status": "down"}, "redis": {"status": "up"}}
+    services = {"users": {"status": "unavailable", "checks": checks}, "executors": {"status": "unavailable"}}
+
+    assert list_missing({"services": services}) == ["users (postgres down)", "executors"]
+
+
+def test_a_silent_gateway_is_what_is_missing() -> None:
+    assert list_missing(None) == ["gateway"]
