@@ -1,0 +1,31 @@
+"""Email addresses: which are accepted, and when two are the same."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from marshmallow import ValidationError
+from marshmallow.validate import Email
+
+MAX_LENGTH = 254
+
+_has_the_form = Email()
+
+
+def email_key(address: str) -> str:
+    """The address as it is compared: case, Unicode form and the domain's spelling make no difference.
+
+    ValueError when it isn't an address.
+    """
+    if len(address) > MAX_LENGTH or address.startswith('"'):
+        raise ValueError("not an email address")
+    try:
+        _has_the_form(address)
+    except ValidationError as error:
+        raise ValueError("not an email address") from error
+    local, _, domain = address.rpartition("@")
+    return f"{_fold(local)}@{_fold(domain).encode('idna').decode()}"
+
+
+def _fold(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()
