@@ -43,17 +43,9 @@ def decide_waiting(
     """None when the task runs or has ended."""
     if status == TaskStatus.PENDING:
         return _wait_for_dispatch(due_at=due_at, lost_count=lost_count, capacity=capacity, now=now)
-    if status != TaskStatus.QUEUED:
-        return None
-    if run_status == RunStatus.STOPPING:
-        return Waiting("stopping", "It is being stopped.")
-    if run_status == RunStatus.CLAIMED:
-        return Waiting("preparing", "An executor pulls its image and creates its container.")
-    if capacity.executors == 0:
-        return _no_executor()
-    if not is_published:
-        return Waiting("broker", "It is being handed to the broker; if the broker is down, as soon as it is back.")
-    return Waiting("slot", f"The next free slot of {_describe(capacity)} takes it.")
+    if status == TaskStatus.QUEUED:
+        return _wait_for_start(run_status=run_status, is_published=is_published, capacity=capacity)
+    return None
 
 
 def _wait_for_dispatch(*, due_at: datetime, lost_count: int, capacity: Capacity, now: datetime) -> Waiting:
@@ -68,6 +60,18 @@ def _wait_for_dispatch(*, due_at: datetime, lost_count: int, capacity: Capacity,
             "slots_busy", f"All of {_describe(capacity)} are busy; earlier and more urgent tasks go first."
         )
     return Waiting("dispatch", "It is due and about to be dispatched.")
+
+
+def _wait_for_start(*, run_status: RunStatus | None, is_published: bool, capacity: Capacity) -> Waiting:
+    if run_status == RunStatus.STOPPING:
+        return Waiting("stopping", "It is being stopped.")
+    if run_status == RunStatus.CLAIMED:
+        return Waiting("preparing", "An executor pulls its image and creates its container.")
+    if capacity.executors == 0:
+        return _no_executor()
+    if not is_published:
+        return Waiting("broker", "It is being handed to the broker; if that is down, as soon as it is back.")
+    return Waiting("slot", f"The next free slot of {_describe(capacity)} takes it.")
 
 
 def _no_executor() -> Waiting:

@@ -1,0 +1,69 @@
+"""The settings of the scheduler's two processes, read once from the environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from environs import Env, validate
+
+from libs.common.config import Secret, read_environment, read_log_level, read_secret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpConfig:
+    """Of `services.scheduler.app`: the task API and the executors' API."""
+
+    environment: str
+    log_level: str
+    database_url: Secret
+    redis_url: Secret
+    users_url: str
+    internal_token: Secret
+    token_issuer: str
+    token_audience: str
+    max_task_cpus: float
+    max_task_memory_mb: int
+    image_allow_list: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopsConfig:
+    """Of `python -m services.scheduler`: dispatch and sweep."""
+
+    environment: str
+    log_level: str
+    database_url: Secret
+    redis_url: Secret
+    broker_url: Secret
+    users_url: str
+    internal_token: Secret
+    health_port: int
+
+
+def read_http_config(env: Env) -> HttpConfig:
+    return HttpConfig(
+        environment=read_environment(env),
+        log_level=read_log_level(env),
+        database_url=read_secret(env, "DATABASE_URL"),
+        redis_url=read_secret(env, "REDIS_URL"),
+        users_url=env.str("USERS_URL", validate=validate.URL(require_tld=False)),
+        internal_token=read_secret(env, "INTERNAL_TOKEN"),
+        token_issuer=env.str("TOKEN_ISSUER", "task-runner"),
+        token_audience=env.str("TOKEN_AUDIENCE", "task-runner"),
+        max_task_cpus=env.float("MAX_TASK_CPUS", 64.0, validate=validate.Range(min=0.05)),
+        max_task_memory_mb=env.int("MAX_TASK_MEMORY_MB", 1_048_576, validate=validate.Range(min=16)),
+        image_allow_list=tuple(filter(None, map(str.strip, env.list("IMAGE_ALLOW_LIST", [])))),
+    )
+
+
+def read_loops_config(env: Env) -> LoopsConfig:
+    return LoopsConfig(
+        environment=read_environment(env),
+        log_level=read_log_level(env),
+        database_url=read_secret(env, "DATABASE_URL"),
+        redis_url=read_secret(env, "REDIS_URL"),
+        broker_url=read_secret(env, "BROKER_URL"),
+        users_url=env.str("USERS_URL", validate=validate.URL(require_tld=False)),
+        internal_token=read_secret(env, "INTERNAL_TOKEN"),
+        health_port=env.int("HEALTH_PORT", 8004, validate=validate.Range(1, 65_535)),
+    )

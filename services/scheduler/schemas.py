@@ -1,0 +1,243 @@
+"""The public API's bodies and queries, with their limits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+import marshmallow as ma
+from marshmallow import fields, validate
+
+from libs.common.schema import BaseSchema, Number, Text, Timestamp, Whole
+from services.scheduler.cursor import BadCursor, Place, decode_cursor
+from services.scheduler.images import MAX_IMAGE_LENGTH, is_image_reference
+from services.scheduler.states import LogStream, Network, Reason, RunStatus, TaskStatus
+
+# Linux takes no longer argument (MAX_ARG_STRLEN, its terminating NUL counted).
+MAX_ARGUMENT_BYTES = 128 * 1024 - 1
+MAX_ARGUMENTS = 1000
+MAX_VARIABLES = 100
+MAX_VARIABLE_BYTES = 32 * 1024
+MAX_VARIABLE_NAME = 255
+MAX_NAME = 100
+MAX_LABELS = 20
+MAX_TIMEOUT_SECONDS = 604_800
+MAX_STOP_GRACE_SECONDS = 3600
+MAX_PIDS = 32_768
+MAX_PAGE = 200
+MAX_TAIL = 1_000_000
+_WHOLE_MAX = 2**31 - 1
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def parse_id(text: str) -> UUID | None:
+    """The UUID in its usual spelling; None for anything else that Python would also take for one."""
+    return UUID(text) if _UUID.fullmatch(text) else None
+
+
+class Identifier(fields.Field[UUID]):
+    """A UUID with its hyphens."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("metadata", {}).update({"type": "string", "format": "uuid"})
+        super().__init__(**kwargs)
+
+    def _serialize(self, value: UUID | None, *_args: Any, **_kwargs: Any) -> str | None:
+        return None if value is None else str(value)
+
+    def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> UUID:
+        found = parse_id(value) if isinstance(value, str) else None
+        if found is None:
+            raise ma.ValidationError("Must be a UUID.")
+        return found
+
+
+class TextBytes(validate.Validator):
+    """Bounds a text by the bytes of its UTF-8, which is what the kernel counts."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def __call__(self, text: str) -> str:
+        if len(text.encode()) > self._most:
+            raise ma.ValidationError(f"Must not be longer than {self._most} bytes of UTF-8.")
+        return text
+
+
+def _check_image(text: str) -> None:
+    if not is_image_reference(text):
+        raise ma.ValidationError(
+            f"Must be an image reference of at most {MAX_IMAGE_LENGTH} characters, like busybox:latest."
+        )
+
+
+def _check_variable_name(text: str) -> None:
+    if not _VARIABLE_NAME.fullmatch(text) or len(text) > MAX_VARIABLE_NAME:
+        raise ma.ValidationError(
+            f"Must be letters, digits and _, not begin with a digit, and be at most {MAX_VARIABLE_NAME} long."
+        )
+
+
+def _check_label_key(text: str) -> None:
+    if ":" in text:
+        raise ma.ValidationError("Must not contain ':', which parts key and value in a filter.")
+
+
+def _argument(**kwargs: Any) -> Text:
+    return Text(validate=TextBytes(MAX_ARGUMENT_BYTES), **kwargs)
+
+
+class ResourcesSchema(BaseSchema):
+    cpus = Number(validate=validate.Range(0.05, 64), metadata={"description": "Cores. Default 1."})
+    memory_mb = Whole(validate=validate.Range(16, 1_048_576), metadata={"description": "MiB. Default 256."})
+    pids = Whole(load_default=128, validate=validate.Range(1, MAX_PIDS))
+
+
+class NewTaskSchema(BaseSchema):
+    """What a task is created from."""
+
+    image = Text(
+        required=True,
+        validate=_check_image,
+        metadata={"maxLength": MAX_IMAGE_LENGTH, "example": "busybox:latest"},
+    )
+    command = Text(
+        load_default=None,
+        allow_none=True,
+        validate=[validate.Length(min=1), TextBytes(MAX_ARGUMENT_BYTES)],
+        metadata={"description": "One word of the command line: never split, no shell.", "example": "echo"},
+    )
+    args = fields.List(_argument(), load_default=list, validate=validate.Length(max=MAX_ARGUMENTS))
+    entrypoint = fields.List(
+        _argument(), load_default=None, allow_none=True, validate=validate.Length(min=1, max=MAX_ARGUMENTS)
+    )
+    environment = fields.Dict(
+        keys=Text(validate=_check_variable_name),
+        values=Text(validate=TextBytes(MAX_VARIABLE_BYTES)),
+        load_default=dict,
+        validate=validate.Length(max=MAX_VARIABLES),
+    )
+    scheduled_at = Timestamp(load_default=None, allow_none=True)
+    name = Text(load_default=None, allow_none=True, validate=validate.Length(1, MAX_NAME))
+    labels = fields.Dict(
+        keys=Text(validate=[validate.Length(1, MAX_NAME), _check_label_key]),
+        values=Text(validate=validate.Length(max=MAX_NAME)),
+        load_default=dict,
+        validate=validate.Length(max=MAX_LABELS),
+    )
+    priority = Whole(load_default=5, validate=validate.Range(0, 9))
+    timeout_seconds = Whole(load_default=3600, validate=validate.Range(1, MAX_TIMEOUT_SECONDS))
+    stop_grace_seconds = Whole(load_default=10, validate=validate.Range(0, MAX_STOP_GRACE_SECONDS))
+    resources = fields.Nested(ResourcesSchema, load_default=lambda: ResourcesSchema().load({}))
+    network = Text(load_default=Network.EGRESS, validate=validate.OneOf(list(Network)))
+    user_id = Identifier(load_default=None, allow_none=True, metadata={"description": "Admins only."})
+
+
+class WaitingSchema(BaseSchema):
+    code = fields.String()
+    text = fields.String()
+
+
+class TaskSchema(BaseSchema):
+    """A task as it is answered."""
+
+    id = Identifier(required=True)
+    user_id = Identifier(required=True)
+    status = fields.String(required=True, validate=validate.OneOf(list(TaskStatus)))
+    reason = fields.String(allow_none=True, validate=validate.OneOf(list(Reason)))
+    waiting = fields.Nested(WaitingSchema, allow_none=True)
+    name = fields.String(allow_none=True)
+    labels = fields.Dict(keys=fields.String(), values=fields.String())
+    image = fields.String(required=True)
+    command = fields.String(allow_none=True)
+    args = fields.List(fields.String())
+    entrypoint = fields.List(fields.String(), allow_none=True)
+    environment = fields.Dict(keys=fields.String(), values=fields.String())
+    scheduled_at = Timestamp()
+    timeout_seconds = fields.Integer()
+    stop_grace_seconds = fields.Integer()
+    priority = fields.Integer()
+    resources = fields.Nested(ResourcesSchema)
+    network = fields.String(validate=validate.OneOf(list(Network)))
+    result = fields.String(
+        allow_none=True,
+        metadata={
+            "description": "The end of what was printed to standard output; other bytes than UTF-8 as \\xNN."
+        },
+    )
+    error_msg = fields.String(allow_none=True, metadata={"description": "What went wrong, and what to do."})
+    exit_code = fields.Integer(allow_none=True)
+    attempts = fields.Integer()
+    created_at = Timestamp()
+    queued_at = Timestamp(allow_none=True)
+    started_at = Timestamp(allow_none=True)
+    finished_at = Timestamp(allow_none=True)
+    updated_at = Timestamp()
+
+
+class TaskPageSchema(BaseSchema):
+    items = fields.List(fields.Nested(TaskSchema), required=True)
+    next_cursor = fields.String(required=True, allow_none=True)
+
+
+class RunSchema(BaseSchema):
+    number = fields.Integer(required=True)
+    status = fields.String(required=True, validate=validate.OneOf(list(RunStatus)))
+    reason = fields.String(allow_none=True, validate=validate.OneOf(list(Reason)))
+    exit_code = fields.Integer(allow_none=True)
+    error_msg = fields.String(allow_none=True)
+    executor_id = fields.String(allow_none=True)
+    image_digest = fields.String(allow_none=True)
+    queued_at = Timestamp()
+    started_at = Timestamp(allow_none=True)
+    finished_at = Timestamp(allow_none=True)
+    max_memory_mb = fields.Integer(allow_none=True)
+
+
+class RunsSchema(BaseSchema):
+    items = fields.List(fields.Nested(RunSchema), required=True)
+
+
+class StatusList(fields.List):
+    """`status=a&status=b` and `status=a,b`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(fields.String(validate=validate.OneOf(list(TaskStatus))), **kwargs)
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any
+    ) -> list[TaskStatus]:
+        texts = value if isinstance(value, list) else [value]
+        words = [word for text in texts for word in str(text).split(",")]
+        return [TaskStatus(word) for word in super()._deserialize(words, attr, data, **kwargs)]
+
+
+class CursorField(fields.Field[Place]):
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("metadata", {}).update({"type": "string", "description": "A list's nextCursor."})
+        super().__init__(**kwargs)
+
+    def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> Place:
+        try:
+            return decode_cursor(value)
+        except BadCursor as error:
+            raise ma.ValidationError("Must be the nextCursor of a list.") from error
+
+
+class TaskQuerySchema(BaseSchema):
+    status = StatusList(load_default=None)
+    since = Timestamp(load_default=None, metadata={"description": "Created then or later."})
+    until = Timestamp(load_default=None, metadata={"description": "Created before."})
+    user_id = Identifier(load_default=None, metadata={"description": "Admins only."})
+    limit = fields.Integer(load_default=50, validate=validate.Range(1, MAX_PAGE))
+    cursor = CursorField(load_default=None)
+
+
+class LogQuerySchema(BaseSchema):
+    attempt = fields.Integer(load_default=None, validate=validate.Range(1, _WHOLE_MAX))
+    stream = fields.String(load_default="both", validate=validate.OneOf([*LogStream, "both"]))
+    tail = fields.Integer(load_default=None, validate=validate.Range(0, MAX_TAIL))

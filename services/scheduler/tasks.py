@@ -1,0 +1,312 @@
+"""What users do with tasks: create, get, list, cancel, delete, and look at runs and logs."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from libs.common.clock import utc_now
+from libs.common.errors import Forbidden, Invalid, NotFound
+from libs.common.postgres import Pool, in_transaction
+from libs.common.tokens import Identity
+from services.scheduler import store
+from services.scheduler.cursor import Place, encode_cursor
+from services.scheduler.images import is_image_allowed
+from services.scheduler.output import decode_result, keep_last_lines
+from services.scheduler.states import TERMINAL_TASK, LogStream, RunStatus, TaskStatus
+from services.scheduler.store import NewTask, Task, TaskFilter
+from services.scheduler.users_client import UsersClient
+from services.scheduler.waiting import Capacity, Waiting, decide_waiting
+
+log = structlog.get_logger()
+
+PAST_TOLERANCE = timedelta(seconds=60)
+FUTURE_LIMIT = timedelta(days=5 * 366)
+# The dispatch loop looks by itself every second, so only a task that is due sooner has to wake it.
+WAKE_WITHIN = timedelta(seconds=1.5)
+
+_CAPACITY_SECONDS = 1.0
+_LONG_AGO = datetime(2, 1, 1, tzinfo=UTC)
+_FAR_AHEAD = datetime(9998, 1, 1, tzinfo=UTC)
+_BEFORE_ALL = Place(_FAR_AHEAD, UUID(int=2**128 - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorLimits:
+    """What this system's operator allows at most. No globs allow every image."""
+
+    cpus: float
+    memory_mb: int
+    images: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    items: list[dict[str, Any]]
+    next_cursor: str | None
+
+
+class Tasks:
+    """The use cases of the task API. Every method that names a task raises NotFound for another user's.
+
+    `wake_dispatch` tells the dispatch loop that something is due; it must not block.
+    """
+
+    def __init__(
+        self, *, pool: Pool, users: UsersClient, limits: OperatorLimits, wake_dispatch: Callable[[], None]
+    ) -> None:
+        self._pool = pool
+        self._users = users
+        self._limits = limits
+        self._wake_dispatch = wake_dispatch
+        self._capacity = _CachedCapacity(pool)
+
+    def create(self, identity: Identity, fields: dict[str, Any], *, request_id: str) -> dict[str, Any]:
+        """Insert the task as pending and wake the dispatch loop when it is due.
+
+        Raises Invalid (limits, unknown userId) and Forbidden (userId of somebody else, by a non-admin).
+        """
+        now = utc_now()
+        owner = self._decide_owner(identity, fields["user_id"])
+        _check_scheduled_at(fields["scheduled_at"], now=now)
+        new = _to_new_task(fields, owner=owner, limits=self._limits, request_id=request_id)
+        task = in_transaction(self._pool, lambda connection: store.create_task(connection, new))
+        if task.due_at - now <= WAKE_WITHIN:
+            self._wake_dispatch()
+        log.info("task_created", task_id=str(task.id), user_id=str(task.user_id), image=task.image)
+        return self._view(task)
+
+    def get(self, identity: Identity, task_id: UUID) -> dict[str, Any]:
+        with self._pool.connection() as connection:
+            task = store.find_task(connection, task_id)
+        if task is None or not _may_see(identity, task.user_id):
+            raise _no_such_task()
+        return self._view(task)
+
+    def list_page(self, identity: Identity, query: dict[str, Any]) -> Page:
+        """Newest first. A user sees their own tasks; an admin everybody's, or those of `user_id`."""
+        limit = query["limit"]
+        wanted = TaskFilter(
+            user_id=_decide_scope(identity, query["user_id"]),
+            statuses=sorted(set(query["status"] or TaskStatus)),
+            since=query["since"] or _LONG_AGO,
+            until=query["until"] or _FAR_AHEAD,
+            before=query["cursor"] or _BEFORE_ALL,
+            # One more than asked for tells whether there is a next page.
+            limit=limit + 1,
+        )
+        with self._pool.connection() as connection:
+            found = store.list_tasks(connection, wanted)
+        shown = found[:limit]
+        has_more = len(found) > limit
+        cursor = encode_cursor(Place(shown[-1].created_at, shown[-1].id)) if has_more else None
+        return Page([self._view(task) for task in shown], cursor)
+
+    def cancel(self, identity: Identity, task_id: UUID) -> tuple[dict[str, Any], bool]:
+        """Stop the task. Returns it and whether that changed anything: a terminal task stays as it is."""
+
+        def work(connection: Any) -> tuple[Task | None, bool]:
+            status = _lock_own(connection, identity, task_id).status
+            is_live = status not in TERMINAL_TASK
+            if is_live:
+                store.stop_locked_task(connection, task_id)
+            return store.find_task(connection, task_id), is_live
+
+        task, is_live = in_transaction(self._pool, work)
+        assert task is not None, "locked, then gone"  # noqa: S101
+        if is_live:
+            log.info("task_cancel_requested", task_id=str(task_id))
+        return self._view(task), is_live
+
+    def delete(self, identity: Identity, task_id: UUID) -> None:
+        """Stop the task if it runs, and remove it: from here on it is unknown to the API."""
+
+        def work(connection: Any) -> None:
+            if _lock_own(connection, identity, task_id).status not in TERMINAL_TASK:
+                store.stop_locked_task(connection, task_id)
+            store.remove_locked_task(connection, task_id)
+
+        in_transaction(self._pool, work)
+        log.info("task_deleted", task_id=str(task_id))
+
+    def list_runs(self, identity: Identity, task_id: UUID) -> list[store.Run]:
+        with self._pool.connection() as connection:
+            self._require_visible(connection, identity, task_id)
+            return store.list_runs(connection, task_id)
+
+    def read_log(
+        self, identity: Identity, task_id: UUID, *, attempt: int | None, stream: str, tail: int | None
+    ) -> bytes:
+        """What that attempt (the last one when None) printed; empty before the first."""
+        streams = list(LogStream) if stream == "both" else [LogStream(stream)]
+        with self._pool.connection() as connection:
+            self._require_visible(connection, identity, task_id)
+            run_id = store.find_run_of_attempt(connection, task_id, attempt)
+            if run_id is None and attempt is not None:
+                raise NotFound(f"The task has no attempt {attempt}.")
+            data = b"" if run_id is None else store.read_log(connection, run_id, streams)
+        return data if tail is None else keep_last_lines(data, tail)
+
+    def _require_visible(self, connection: Any, identity: Identity, task_id: UUID) -> None:
+        task = store.find_task(connection, task_id)
+        if task is None or not _may_see(identity, task.user_id):
+            raise _no_such_task()
+
+    def _decide_owner(self, identity: Identity, user_id: UUID | None) -> UUID:
+        if user_id is None or user_id == identity.user_id:
+            return identity.user_id
+        if not identity.is_admin:
+            raise Forbidden("Only an admin creates tasks for other users; leave userId out.", code="role_lacking")
+        if not self._users.exists(user_id):
+            raise Invalid(
+                "The request has invalid fields; see errors.", errors={"userId": ["There is no such user."]}
+            )
+        return user_id
+
+    def _view(self, task: Task) -> dict[str, Any]:
+        return _to_view(task, self._decide_waiting(task))
+
+    def _decide_waiting(self, task: Task) -> Waiting | None:
+        if task.status not in (TaskStatus.PENDING, TaskStatus.QUEUED):
+            return None
+        return decide_waiting(
+            status=TaskStatus(task.status),
+            due_at=task.due_at,
+            lost_count=task.lost_count,
+            run_status=None if task.run_status is None else RunStatus(task.run_status),
+            is_published=bool(task.run_published),
+            capacity=self._capacity.read(),
+            now=utc_now(),
+        )
+
+
+class _CachedCapacity:
+    """The executors' capacity, at most a second old: every waiting task's answer needs it."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._capacity = Capacity(0, 0, 0)
+        self._read_at = float("-inf")
+
+    def read(self) -> Capacity:
+        if time.monotonic() - self._read_at > _CAPACITY_SECONDS:
+            with self._pool.connection() as connection:
+                self._capacity = store.read_capacity(connection)
+            self._read_at = time.monotonic()
+        return self._capacity
+
+
+def _may_see(identity: Identity, owner: UUID) -> bool:
+    return identity.is_admin or identity.user_id == owner
+
+
+def _no_such_task() -> NotFound:
+    return NotFound("There is no such task.")
+
+
+def _lock_own(connection: Any, identity: Identity, task_id: UUID) -> store.LockedTask:
+    task = store.lock_task(connection, task_id)
+    if task is None or not _may_see(identity, task.user_id):
+        raise _no_such_task()
+    return task
+
+
+def _decide_scope(identity: Identity, user_id: UUID | None) -> UUID | None:
+    if identity.is_admin:
+        return user_id
+    if user_id not in (None, identity.user_id):
+        raise Forbidden("Only an admin lists other users' tasks; leave userId out.", code="role_lacking")
+    return identity.user_id
+
+
+def _check_scheduled_at(scheduled_at: datetime | None, *, now: datetime) -> None:
+    if scheduled_at is None:
+        return
+    message = None
+    if scheduled_at < now - PAST_TOLERANCE:
+        message = "Must not be more than 60 s in the past."
+    elif scheduled_at > now + FUTURE_LIMIT:
+        message = "Must not be more than 5 years ahead."
+    if message:
+        raise Invalid("The request has invalid fields; see errors.", errors={"scheduledAt": [message]})
+
+
+def _to_new_task(fields: dict[str, Any], *, owner: UUID, limits: OperatorLimits, request_id: str) -> NewTask:
+    resources = fields["resources"]
+    new = NewTask(
+        id=uuid.uuid4(),
+        user_id=owner,
+        image=fields["image"],
+        command=fields["command"],
+        args=fields["args"],
+        entrypoint=fields["entrypoint"],
+        environment=fields["environment"],
+        scheduled_at=fields["scheduled_at"],
+        name=fields["name"],
+        labels=fields["labels"],
+        priority=fields["priority"],
+        timeout_seconds=fields["timeout_seconds"],
+        stop_grace_seconds=fields["stop_grace_seconds"],
+        cpus=resources.get("cpus", min(1.0, limits.cpus)),
+        memory_mb=resources.get("memory_mb", min(256, limits.memory_mb)),
+        pids=resources["pids"],
+        network=fields["network"],
+        request_id=request_id,
+    )
+    errors = _check_operator_limits(new, limits)
+    if errors:
+        raise Invalid("The request has invalid fields; see errors.", errors=errors)
+    return new
+
+
+def _check_operator_limits(new: NewTask, limits: OperatorLimits) -> dict[str, Any]:
+    errors: dict[str, Any] = {}
+    resources: dict[str, list[str]] = {}
+    if new.cpus > limits.cpus:
+        resources["cpus"] = [f"This system allows at most {limits.cpus:g} cores a task."]
+    if new.memory_mb > limits.memory_mb:
+        resources["memoryMb"] = [f"This system allows at most {limits.memory_mb} MiB a task."]
+    if resources:
+        errors["resources"] = resources
+    if not is_image_allowed(new.image, limits.images):
+        errors["image"] = [f"This system allows only these images: {', '.join(limits.images)}."]
+    return errors
+
+
+def _to_view(task: Task, waiting: Waiting | None) -> dict[str, Any]:
+    return {
+        "id": task.id,
+        "user_id": task.user_id,
+        "status": task.status,
+        "reason": task.reason,
+        "waiting": waiting,
+        "name": task.name,
+        "labels": task.labels,
+        "image": task.image,
+        "command": task.command,
+        "args": task.args,
+        "entrypoint": task.entrypoint,
+        "environment": task.environment,
+        "scheduled_at": task.scheduled_at,
+        "timeout_seconds": task.timeout_seconds,
+        "stop_grace_seconds": task.stop_grace_seconds,
+        "priority": task.priority,
+        "resources": {"cpus": task.cpus, "memory_mb": task.memory_mb, "pids": task.pids},
+        "network": task.network,
+        "result": decode_result(task.result),
+        "error_msg": task.error_msg,
+        "exit_code": task.exit_code,
+        "attempts": task.attempts,
+        "created_at": task.created_at,
+        "queued_at": task.queued_at,
+        "started_at": task.started_at,
+        "finished_at": task.finished_at,
+        "updated_at": task.updated_at,
+    }

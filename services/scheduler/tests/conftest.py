@@ -1,0 +1,172 @@
+"""The scheduler's app over a real database, with tokens signed by a key made here."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from flask.testing import FlaskClient
+
+from libs.common.clock import utc_now
+from libs.common.config import Secret
+from libs.common.postgres import Pool, open_pool
+from services.scheduler.app import build_app
+from services.scheduler.config import HttpConfig
+from services.scheduler.users_client import Deletion
+
+SERVICE_TOKEN = "service-token"
+KID = "test"
+_PRIVATE_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+class TestKeys:
+    __test__ = False
+
+    def find_key(self, kid: str) -> Any:
+        return _PRIVATE_KEY.public_key() if kid == KID else None
+
+
+class FakeUsers:
+    """The users service as far as the scheduler asks it."""
+
+    def __init__(self) -> None:
+        self.known: set[UUID] = set()
+        self.deletions: list[Deletion] = []
+
+    def exists(self, user_id: UUID) -> bool:
+        return user_id in self.known
+
+    def list_deletions(self, since: Any) -> list[Deletion]:
+        return [deletion for deletion in self.deletions if deletion.deleted_at >= since]
+
+
+class CountingWaker:
+    """Counts wake-ups instead of sending them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def wake(self) -> None:
+        self.count += 1
+
+    def ping(self) -> None:
+        """Always there."""
+
+
+class ApiClient:
+    """Calls the API as one user."""
+
+    def __init__(self, client: FlaskClient, user_id: UUID, roles: list[str]) -> None:
+        self.user_id = user_id
+        self._client = client
+        self._headers = {"Authorization": f"Bearer {make_token(user_id, roles)}"}
+
+    def __call__(self, method: str, path: str, **kwargs: Any) -> Any:
+        return self._client.open(path, method=method, headers=self._headers | kwargs.pop("headers", {}), **kwargs)
+
+    def create(self, **fields: Any) -> dict[str, Any]:
+        """A task, by default one that is due now."""
+        answer = self("POST", "/api/tasks/", json={"image": "busybox", **fields})
+        assert answer.status_code == 201, answer.json
+        return answer.json
+
+    def get(self, task_id: str) -> dict[str, Any]:
+        answer = self("GET", f"/api/tasks/{task_id}")
+        assert answer.status_code == 200, answer.json
+        return answer.json
+
+
+def make_token(user_id: UUID, roles: list[str], **claims: Any) -> str:
+    now = utc_now()
+    return jwt.encode(
+        {
+            "iss": "task-runner",
+            "aud": "task-runner",
+            "sub": str(user_id),
+            "roles": roles,
+            "iat": now,
+            "exp": now + timedelta(hours=1),
+            "jti": uuid.uuid4().hex,
+            "sid": str(uuid.uuid4()),
+            "ver": 1,
+            **claims,
+        },
+        _PRIVATE_KEY,
+        algorithm="RS256",
+        headers={"kid": KID},
+    )
+
+
+def make_config(**changes: Any) -> HttpConfig:
+    return HttpConfig(
+        **{
+            "environment": "development",
+            "log_level": "info",
+            "database_url": Secret("unused"),
+            "redis_url": Secret("unused"),
+            "users_url": "http://users",
+            "internal_token": Secret(SERVICE_TOKEN),
+            "token_issuer": "task-runner",
+            "token_audience": "task-runner",
+            "max_task_cpus": 64.0,
+            "max_task_memory_mb": 1_048_576,
+            "image_allow_list": (),
+            **changes,
+        }
+    )
+
+
+@pytest.fixture
+def database(make_database) -> Any:
+    return make_database("scheduler")
+
+
+@pytest.fixture
+def pool(database) -> Iterator[Pool]:
+    with open_pool(database.dsn, name="test", max_size=8) as opened:
+        yield opened
+
+
+@pytest.fixture
+def users() -> FakeUsers:
+    return FakeUsers()
+
+
+@pytest.fixture
+def waker() -> CountingWaker:
+    return CountingWaker()
+
+
+@pytest.fixture
+def make_client(pool, users, waker):
+    def make(**config: Any) -> FlaskClient:
+        app = build_app(make_config(**config), pool=pool, keys=TestKeys(), users=users, waker=waker)
+        return app.test_client()
+
+    return make
+
+
+@pytest.fixture
+def client(make_client) -> FlaskClient:
+    return make_client()
+
+
+@pytest.fixture
+def user(client) -> ApiClient:
+    return ApiClient(client, uuid.uuid4(), ["user"])
+
+
+@pytest.fixture
+def other(client) -> ApiClient:
+    return ApiClient(client, uuid.uuid4(), ["user"])
+
+
+@pytest.fixture
+def admin(client) -> ApiClient:
+    return ApiClient(client, uuid.uuid4(), ["user", "admin"])
