@@ -24,3 +24,11 @@ QUEUES: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     (DEAD_QUEUE, {"x-queue-type": "quorum"}),
     (RUNS_QUEUE, _RUNS_ARGUMENTS),
 )
+
+
+def declare_topology(channel: Any) -> None:
+    """Declare every exchange, queue and binding on an open channel; harmless when they exist."""
+    channel.exchange_declare(DEAD_EXCHANGE, exchange_type="direct", durable=True)
+    for queue, arguments in QUEUES:
+        channel.queue_declare(queue, durable=True, arguments=arguments)
+    channel.queue_bind(DEAD_QUEUE, DEAD_EXCHANGE, routing_key=DEAD_QUEUE)

@@ -1,0 +1,243 @@
+"""Takes messages off a queue, never more at a time than the owner has room for.
+
+One thread, one connection, one channel (pika isn't safe for threads). Each place for a message is a consumer tag
+of its own with a prefetch of one, so the broker shares messages out by free places. A message that takes long is
+acknowledged early, after its tag was cancelled: the broker then delivers nothing to a place that is busy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pika
+import pika.exceptions
+import structlog
+
+from libs.common.config import Secret
+from libs.common.topology import REQUEST_ID_HEADER, declare_topology
+
+log = structlog.get_logger()
+
+HEARTBEAT_SECONDS = 30
+BLOCKED_SECONDS = 30.0
+EARLY_ACK_SECONDS = 1.0
+WAIT_SECONDS = 30.0
+FIRST_BACKOFF_SECONDS = 0.3
+LAST_BACKOFF_SECONDS = 5.0
+
+
+class ConsumingEnded(Exception):
+    """The broker took the channel or a tag away while the connection stayed."""
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """A message in hand. `taken` is set by its owner once the broker needn't deliver it again to anybody.
+
+    The rest belongs to the consumer's thread; `channel` is None once there is nothing left to acknowledge.
+    """
+
+    body: bytes
+    request_id: str | None
+    redelivered: bool
+    tag: str
+    delivery_tag: int
+    channel: Any
+    taken: bool = False
+
+
+class Consumer:
+    """`run` is the thread's loop. `set_capacity`, `done` and `reject` may be called from any thread.
+
+    `capacity` is how many messages may be in hand at a time, also across reconnects. `on_delivery` is called in
+    the consumer's thread and must not block.
+    """
+
+    def __init__(self, *, name: str, broker_url: Secret, queue: str, on_delivery: Callable[[Delivery], None]) -> None:
+        self._name = name
+        self._broker_url = broker_url
+        self._queue = queue
+        self._on_delivery = on_delivery
+        self._connection: pika.BlockingConnection | None = None
+        self._channel: Any = None
+        self._capacity = 0
+        # Live tags and what each has in hand; and all that is in hand, also from tags and connections now gone.
+        self._tags: dict[str, Delivery | None] = {}
+        self._in_hand: set[Delivery] = set()
+        self._actions: deque[Callable[[], None]] = deque()
+        self._ended = threading.Event()
+
+    @property
+    def connected(self) -> bool:
+        connection = self._connection
+        return connection is not None and connection.is_open and self._channel is not None
+
+    def set_capacity(self, capacity: int) -> None:
+        """How many messages may be in hand; with 0 no more come, and those in hand stay."""
+        self._capacity = capacity
+        self._call(_nothing)
+
+    def done(self, delivery: Delivery) -> None:
+        """The place is free again; acknowledges the message if that hasn't happened."""
+        self._call(functools.partial(self._finish, delivery, accept=True))
+
+    def reject(self, delivery: Delivery) -> None:
+        """Nobody can use this message: into the dead letters with it. The place is free again."""
+        self._call(functools.partial(self._finish, delivery, accept=False))
+
+    def end(self) -> None:
+        """Close the connection and end the loop. What isn't acknowledged, the broker delivers to another."""
+        self._ended.set()
+        self._call(_nothing)
+
+    def run(self) -> None:
+        """Consume for ever; a broker that is away is asked again with growing pauses."""
+        pause = FIRST_BACKOFF_SECONDS
+        while not self._ended.is_set():
+            began = time.monotonic()
+            try:
+                self._consume()
+            except (pika.exceptions.AMQPError, ConsumingEnded, OSError) as error:
+                log.warning("broker_connection_lost", error=f"{type(error).__name__}: {error}"[:300])
+            except Exception:
+                log.exception("consumer_broken")
+            finally:
+                self._disconnect()
+            if time.monotonic() - began > LAST_BACKOFF_SECONDS:
+                pause = FIRST_BACKOFF_SECONDS
+            self._ended.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311  Only spreads load.
+            pause = min(LAST_BACKOFF_SECONDS, pause * 2)
+
+    def _consume(self) -> None:
+        connection = pika.BlockingConnection(self._parameters())
+        channel = connection.channel()
+        declare_topology(channel)
+        channel.basic_qos(prefetch_count=1)
+        channel.add_on_cancel_callback(_raise_cancelled)
+        self._connection, self._channel = connection, channel
+        log.info("broker_connected", queue=self._queue)
+        self._act()
+        while not self._ended.is_set():
+            connection.process_data_events(time_limit=WAIT_SECONDS)
+            if not channel.is_open:
+                raise ConsumingEnded("the broker closed the channel")
+        connection.close()
+
+    def _parameters(self) -> pika.URLParameters:
+        parameters = pika.URLParameters(self._broker_url.reveal())
+        parameters.heartbeat = HEARTBEAT_SECONDS
+        parameters.blocked_connection_timeout = BLOCKED_SECONDS
+        parameters.socket_timeout = 5.0
+        parameters.stack_timeout = 10.0
+        parameters.client_properties = {"connection_name": self._name}
+        return parameters
+
+    def _disconnect(self) -> None:
+        """Tags die with their channel; what is in hand goes on, and its acknowledgement is nobody's business."""
+        connection, self._connection, self._channel = self._connection, None, None
+        self._tags.clear()
+        for delivery in self._in_hand:
+            delivery.channel = None
+        if connection is not None and connection.is_open:
+            try:
+                connection.close()
+            except (pika.exceptions.AMQPError, OSError):
+                log.debug("broker_close_failed")
+
+    def _call(self, action: Callable[[], None]) -> None:
+        """Do it in the consumer's thread: now when connected, else after the next connect."""
+        # Kept here and not with pika: what a dying connection was asked to call back is lost with it.
+        self._actions.append(action)
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(pika.exceptions.ConnectionWrongStateError):
+                connection.add_callback_threadsafe(self._act)
+
+    def _act(self) -> None:
+        while self._actions:
+            self._actions.popleft()()
+        self._balance()
+
+    def _balance(self) -> None:
+        """Have as many tags as there is room: one for each message that may still come, or is unacknowledged."""
+        if self._channel is None:
+            return
+        wanted = self._capacity - self._count_without_tag()
+        idle = [tag for tag, delivery in self._tags.items() if delivery is None]
+        while len(self._tags) > wanted and idle:
+            tag = idle.pop()
+            del self._tags[tag]
+            self._channel.basic_cancel(tag)
+        while len(self._tags) < wanted:
+            tag = self._channel.basic_consume(self._queue, self._receive)
+            self._tags.setdefault(tag, None)
+
+    def _count_without_tag(self) -> int:
+        return sum(1 for delivery in self._in_hand if self._tags.get(delivery.tag) is not delivery)
+
+    def _receive(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        headers = properties.headers or {}
+        delivery = Delivery(
+            body=body,
+            request_id=headers.get(REQUEST_ID_HEADER),
+            redelivered=method.redelivered,
+            tag=method.consumer_tag,
+            delivery_tag=method.delivery_tag,
+            channel=channel,
+        )
+        self._tags[delivery.tag] = delivery
+        self._in_hand.add(delivery)
+        self._check_later(delivery)
+        self._on_delivery(delivery)
+
+    def _check_later(self, delivery: Delivery) -> None:
+        if self._connection is not None:
+            self._connection.call_later(EARLY_ACK_SECONDS, functools.partial(self._ack_early, delivery))
+
+    def _ack_early(self, delivery: Delivery) -> None:
+        if delivery not in self._in_hand or delivery.channel is None or delivery.channel is not self._channel:
+            return
+        if not delivery.taken:
+            self._check_later(delivery)
+            return
+        # Cancel first: on one channel the broker does both in this order, and never delivers to a busy place.
+        self._tags.pop(delivery.tag, None)
+        self._channel.basic_cancel(delivery.tag)
+        self._channel.basic_ack(delivery.delivery_tag)
+        delivery.channel = None
+
+    def _finish(self, delivery: Delivery, *, accept: bool) -> None:
+        if delivery not in self._in_hand:
+            return
+        self._in_hand.discard(delivery)
+        if delivery.channel is not None and delivery.channel is self._channel:
+            self._settle(delivery, accept=accept)
+        delivery.channel = None
+
+    def _settle(self, delivery: Delivery, *, accept: bool) -> None:
+        """Free the place, or give it up when there is no room any more, then acknowledge."""
+        if len(self._tags) + self._count_without_tag() > self._capacity:
+            self._tags.pop(delivery.tag, None)
+            self._channel.basic_cancel(delivery.tag)
+        else:
+            self._tags[delivery.tag] = None
+        if accept:
+            self._channel.basic_ack(delivery.delivery_tag)
+        else:
+            self._channel.basic_reject(delivery.delivery_tag, requeue=False)
+
+
+def _nothing() -> None:
+    """Only makes the thread look at its state again."""
+
+
+def _raise_cancelled(_method_frame: object) -> None:
+    raise ConsumingEnded("the broker cancelled a consumer; its queue may be gone")
