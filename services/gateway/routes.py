@@ -51,4 +51,4 @@ def _serve_file(blueprint: Blueprint, path: str, name: str, content_type: str) -
         response.headers["Cache-Control"] = "no-cache"
         return response
 
-    blueprint.add_url_rule(path, endpoint=name, view_func=read_file)
+    blueprint.add_url_rule(path, endpoint=name.replace(".", "_"), view_func=read_file)

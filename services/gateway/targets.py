@@ -16,14 +16,16 @@ _REFUSED_CHARACTERS = re.compile(rb"[\x00-\x1f\x7f\\%]")
 def read_target(raw: str) -> str:
     """The path and query to ask upstream for, as the client wrote them.
 
-    `raw` is the request line's target, bytes outside ASCII read as Latin-1; these are escaped, since a URL can't
-    hold them. BadRequest when an escape is broken; NotFound for a path with dot segments, empty segments, encoded
-    slashes, backslashes or control characters, and for internal ones: those could mean another path to the
-    service than they did to the gateway's route table.
+    `raw` is the request line's target. BadRequest when it isn't a URL: an escape is broken, or a character has to
+    be escaped and isn't. NotFound for a path with dot segments, empty segments, encoded slashes, backslashes or
+    control characters, and for internal ones: those could mean another path to the service than they did to the
+    gateway's route table.
     """
-    target = _NOT_PLAIN.sub(lambda match: f"%{ord(match[0]):02X}", raw.partition("#")[0])
+    target = raw.partition("#")[0]
     if _BROKEN_ESCAPE.search(target):
         raise BadRequest("The URL has a % that is not followed by two hexadecimal digits.")
+    if _NOT_PLAIN.search(target):
+        raise BadRequest("The URL has a character that must be escaped.")
     if not _is_plain_path(target.partition("?")[0]):
         raise NotFound("There is nothing at this path.")
     return target
