@@ -6,6 +6,8 @@ WEB_THREADS          threads in each, default 16
 """
 
 import os
+import socket
+import struct
 
 bind = f"0.0.0.0:{os.environ['BIND_PORT']}"
 workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
@@ -37,6 +39,23 @@ proxy_protocol = False
 accesslog = None
 errorlog = "-"
 loglevel = "warning"
+
+
+# A client that sends or takes nothing for so long gives its thread back.
+STALLED_CLIENT_SECONDS = 15
+
+
+def when_ready(server):
+    """Keeps slow clients from occupying threads; accepted connections inherit these options.
+
+    gunicorn's threads read with blocking calls: the kernel ends those, and it doesn't even hand over a
+    connection before its first byte.
+    """
+    stalled = struct.pack("ll", STALLED_CLIENT_SECONDS, 0)
+    for listener in server.LISTENERS:
+        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, stalled)
+        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, stalled)
+        listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, STALLED_CLIENT_SECONDS)
 
 
 def child_exit(server, worker):  # noqa: ARG001  gunicorn passes both.
