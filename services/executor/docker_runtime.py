@@ -1,0 +1,420 @@
+"""The Docker engine as a `Runtime`: the only file that imports the docker SDK.
+
+It uses the SDK's low-level client, one request a call: the high-level objects inspect a container before and
+after most calls, which a busy machine feels.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any, ParamSpec, TypeVar
+
+import docker
+import docker.errors
+import requests
+import urllib3.exceptions
+from docker.utils import parse_repository_tag
+
+from libs.common.clock import parse_time
+from services.executor import runtime as rt
+from services.executor.frames import FrameReader
+
+# A create or a start on a loaded machine may take long; giving up on it early would only add doubt.
+CALL_TIMEOUT_SECONDS = 120
+READ_BYTES = 64 * 1024
+KNOWN_DIGESTS = 512
+
+_UNIX_SCHEME = "unix://"
+_NEVER = "0001-01-01T00:00:00Z"
+_COMPOSE_PROJECT = "com.docker.compose.project"
+
+# What the engine (20.10 and newer) says when the command is at fault, in its answers to create and start.
+_COMMAND_FAULTS = (
+    "executable file not found",
+    "no such file or directory",
+    "permission denied",
+    "not a directory",
+    "is a directory",
+    "exec format error",
+    "no command specified",
+    "argument list too long",
+    "can't contain null",
+    "invalid argument",
+)
+_REGISTRY_DENIALS = ("manifest unknown", "not found", "access denied", "does not exist", "unauthorized", "denied:")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _translate(call: Callable[P, T]) -> Callable[P, T]:
+    """Turn what only says that the engine didn't answer into EngineUnavailable."""
+
+    @functools.wraps(call)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return call(*args, **kwargs)
+        except docker.errors.APIError as error:
+            if error.status_code in (502, 503, 504):
+                raise rt.EngineUnavailable(_explain(error)) from error
+            raise rt.EngineRefused(_explain(error)) from error
+        except (
+            requests.RequestException,
+            urllib3.exceptions.HTTPError,
+            docker.errors.DockerException,
+            OSError,
+        ) as error:
+            raise rt.EngineUnavailable(f"{type(error).__name__}: {error}"[:300]) from error
+
+    return wrapper
+
+
+class DockerRuntime:
+    """One client of one engine. Connects at its first call."""
+
+    def __init__(self, docker_host: str) -> None:
+        self._docker_host = docker_host
+        self._opened: docker.APIClient | None = None
+        self._digests: OrderedDict[str, str] = OrderedDict()
+
+    @property
+    def _client(self) -> docker.APIClient:
+        if self._opened is None:
+            self._opened = docker.APIClient(
+                base_url=self._docker_host, version="auto", timeout=CALL_TIMEOUT_SECONDS
+            )
+        return self._opened
+
+    @_translate
+    def describe(self) -> rt.EngineInfo:
+        info = self._client.info()
+        return rt.EngineInfo(
+            engine_id=info["ID"],
+            host=info["Name"],
+            version=info["ServerVersion"],
+            started_at=self._find_socket_time(),
+        )
+
+    @_translate
+    def create(self, name: str, options: Mapping[str, Any]) -> str:
+        try:
+            answer = self._client.create_container_from_config(dict(options), name)
+        except docker.errors.APIError as error:
+            text = _explain(error)
+            if error.status_code == 404 and "no such image" in text.lower():
+                raise rt.ImageMissing(text) from error
+            if error.status_code == 409:
+                raise rt.NameTaken(text) from error
+            if "invalid reference format" in text or "invalid repository name" in text:
+                raise rt.InvalidReference(text) from error
+            if _is_command_fault(text):
+                raise rt.CommandRefused(text) from error
+            raise
+        return str(answer["Id"])
+
+    @_translate
+    def start(self, container_id: str) -> None:
+        try:
+            self._client.start(container_id)
+        except docker.errors.APIError as error:
+            text = _explain(error)
+            if error.status_code == 404 and "no such container" in text.lower():
+                raise rt.ContainerGone(text) from error
+            if _is_command_fault(text):
+                raise rt.CommandRefused(text) from error
+            raise
+
+    def follow(self, container_id: str, *, on_open: rt.OnInterruptible) -> Iterator[tuple[rt.Stream, bytes]]:
+        response = self._open_logs(container_id)
+        frames = FrameReader()
+        with closing(response):
+            on_open(response.raw.shutdown)
+            while data := self._read_some(response):
+                yield from frames.feed(data)
+
+    @_translate
+    def find(self, name_or_id: str) -> rt.ContainerState | None:
+        try:
+            return _read_state(self._client.inspect_container(name_or_id))
+        except docker.errors.NotFound:
+            return None
+
+    @_translate
+    def kill(self, container_id: str, signal: str) -> bool:
+        try:
+            self._client.kill(container_id, signal)
+        except docker.errors.APIError as error:
+            if error.status_code in (404, 409):
+                return False
+            raise
+        return True
+
+    @_translate
+    def remove(self, container_id: str) -> None:
+        try:
+            self._client.remove_container(container_id, v=True)
+        except docker.errors.NotFound:
+            return
+        except docker.errors.APIError as error:
+            if error.status_code != 409:
+                raise
+            # Another removal of the same container is as good as ours.
+            if "already in progress" not in _explain(error):
+                raise rt.ContainerRuns(_explain(error)) from error
+
+    def pull(self, image: str, *, limit: timedelta, on_open: rt.OnInterruptible) -> None:
+        interrupted = threading.Event()
+        timed_out = threading.Event()
+        response = self._open_pull(image, limit=limit)
+
+        def end(reason: threading.Event) -> None:
+            reason.set()
+            response.raw.shutdown()
+
+        # The limit is on the whole pull; the client's own time-out only bounds the silence between two reads.
+        timer = threading.Timer(limit.total_seconds(), end, args=(timed_out,))
+        timer.daemon = True
+        timer.start()
+        on_open(lambda: end(interrupted))
+        try:
+            with closing(response):
+                self._read_pull(response)
+        finally:
+            timer.cancel()
+            if interrupted.is_set():
+                raise rt.PullInterrupted(image)
+            if timed_out.is_set():
+                raise rt.PullFailed(f"it took longer than {int(limit.total_seconds())} s")
+        if self.find_image(image) is None:
+            raise rt.PullFailed("the registry broke off")
+
+    @_translate
+    def find_image(self, image: str) -> str | None:
+        known = self._digests.get(image)
+        if known is not None:
+            self._digests.move_to_end(image)
+            return known
+        try:
+            found = self._client.inspect_image(image)
+        except docker.errors.NotFound:
+            return None
+        digests: Sequence[str] = found.get("RepoDigests") or ()
+        digest = digests[0].partition("@")[2] if digests else str(found["Id"])
+        # Only an id always means the same image; a tag may move.
+        if image == found["Id"]:
+            self._digests[image] = digest
+            if len(self._digests) > KNOWN_DIGESTS:
+                self._digests.popitem(last=False)
+        return digest
+
+    @_translate
+    def list_containers(self, *, instance: str) -> Sequence[rt.ContainerSummary]:
+        found = self._client.containers(
+            all=True, filters={"label": [f"{rt.LABEL_INSTANCE}={instance}", rt.LABEL_RUN]}
+        )
+        return [
+            rt.ContainerSummary(
+                container_id=each["Id"],
+                status=each["State"],
+                created_at=datetime.fromtimestamp(each["Created"], UTC),
+                labels=each["Labels"],
+            )
+            for each in found
+        ]
+
+    @_translate
+    def ensure_network(self, network: rt.TaskNetwork) -> None:
+        if self._find_network(network) is not None:
+            return
+        try:
+            self._client.create_network(
+                network.name,
+                driver="bridge",
+                options=_network_options(network),
+                labels=dict(network.labels),
+                check_duplicate=True,
+                enable_ipv6=False,
+            )
+        except docker.errors.APIError as error:
+            # Another executor on this engine may have been faster: the bridge's name is taken then.
+            if self._find_network(network) is None:
+                raise rt.EngineRefused(_explain(error)) from error
+
+    @_translate
+    def list_subnets(self, *, container: str, except_network: str) -> Sequence[str]:
+        try:
+            found = self._client.inspect_container(container)
+        except docker.errors.NotFound:
+            return []
+        names = set(found["NetworkSettings"]["Networks"]) - {"host", "none"}
+        project = (found["Config"].get("Labels") or {}).get(_COMPOSE_PROJECT)
+        if project:
+            mine = self._client.networks(filters={"label": f"{_COMPOSE_PROJECT}={project}"})
+            names |= {each["Name"] for each in mine}
+        subnets = [self._read_subnets(name) for name in sorted(names - {except_network})]
+        return [subnet for each in subnets for subnet in each]
+
+    @_translate
+    def run_helper(self, options: Mapping[str, Any], *, limit: timedelta) -> rt.HelperResult:
+        try:
+            container_id = self._client.create_container_from_config(dict(options))["Id"]
+        except docker.errors.ImageNotFound as error:
+            raise rt.ImageMissing(_explain(error)) from error
+        try:
+            self._client.start(container_id)
+            ended = self._client.wait(container_id, timeout=math.ceil(limit.total_seconds()))
+            output = b"".join(data for _, data in self.follow(container_id, on_open=_ignore))
+            return rt.HelperResult(exit_code=ended["StatusCode"], output=output.decode(errors="replace"))
+        finally:
+            self._client.remove_container(container_id, force=True)
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    @_translate
+    def _open_logs(self, container_id: str) -> requests.Response:
+        client = self._client
+        # The SDK's own `logs` inspects the container first and mixes the two streams.
+        response = client.get(
+            f"{client.base_url}/v{client.api_version}/containers/{container_id}/logs",
+            params={"follow": 1, "stdout": 1, "stderr": 1},
+            stream=True,
+            timeout=(CALL_TIMEOUT_SECONDS, None),
+        )
+        if response.status_code == 404:
+            raise rt.ContainerGone(container_id)
+        response.raise_for_status()
+        return response
+
+    @_translate
+    def _read_some(self, response: requests.Response) -> bytes:
+        return bytes(response.raw.read1(READ_BYTES))
+
+    @_translate
+    def _open_pull(self, image: str, *, limit: timedelta) -> requests.Response:
+        client = self._client
+        repository, tag = parse_repository_tag(image)
+        params = {"fromImage": repository, "tag": tag or "latest"}
+        response = client.post(
+            f"{client.base_url}/v{client.api_version}/images/create",
+            params=params,
+            stream=True,
+            timeout=(CALL_TIMEOUT_SECONDS, limit.total_seconds()),
+        )
+        if response.status_code != 200:
+            with closing(response):
+                raise _pull_error(response.status_code, _read_message(response))
+        return response
+
+    def _read_pull(self, response: requests.Response) -> None:
+        """Read the progress to its end; the engine tells an error in a line of it."""
+        rest = b""
+        while data := self._read_some(response):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                _check_progress(line)
+        _check_progress(rest)
+
+    def _find_network(self, network: rt.TaskNetwork) -> str | None:
+        for found in self._client.networks(names=[network.name]):
+            if found["Name"] != network.name:
+                continue
+            options = found.get("Options") or {}
+            wanted = _network_options(network)
+            if {name: options.get(name) for name in wanted} != wanted or found.get("EnableIPv6"):
+                raise rt.EngineRefused(
+                    f"the network {network.name} exists with other options; remove it, or set TASK_NETWORK"
+                )
+            return str(found["Id"])
+        return None
+
+    def _read_subnets(self, name: str) -> list[str]:
+        configs = self._client.inspect_network(name)["IPAM"]["Config"] or []
+        return [each["Subnet"] for each in configs if "." in each.get("Subnet", "")]
+
+    def _find_socket_time(self) -> datetime | None:
+        """A daemon makes its socket when it begins, or finds one that is older than itself."""
+        if not self._docker_host.startswith(_UNIX_SCHEME):
+            return None
+        return datetime.fromtimestamp(os.stat(self._docker_host.removeprefix(_UNIX_SCHEME)).st_ctime, UTC)
+
+
+def _ignore(_interrupt: rt.Interrupt) -> None:
+    """A helper's output is never broken off."""
+
+
+def _network_options(network: rt.TaskNetwork) -> dict[str, str]:
+    return {
+        "com.docker.network.bridge.name": network.bridge,
+        "com.docker.network.bridge.enable_icc": "false",
+        "com.docker.network.bridge.enable_ip_masquerade": "true",
+    }
+
+
+def _explain(error: docker.errors.APIError) -> str:
+    return " ".join(str(error.explanation or error).split())[:300]
+
+
+def _is_command_fault(text: str) -> bool:
+    lowered = text.lower()
+    return any(fault in lowered for fault in _COMMAND_FAULTS)
+
+
+def _check_progress(line: bytes) -> None:
+    if not line.strip():
+        return
+    progress = json.loads(line)
+    if "error" in progress:
+        detail = progress.get("errorDetail") or {}
+        raise _pull_error(int(detail.get("code") or 0), str(detail.get("message") or progress["error"]))
+
+
+def _read_message(response: requests.Response) -> str:
+    try:
+        return str(response.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text
+
+
+def _pull_error(status: int, text: str) -> rt.RuntimeFailure:
+    text = " ".join(text.split())[:300]
+    lowered = text.lower()
+    if status == 400 or "invalid reference" in lowered:
+        return rt.InvalidReference(text)
+    # A name server that finds no such host is a network at fault, not a missing image.
+    if "no such host" not in lowered and any(denial in lowered for denial in _REGISTRY_DENIALS):
+        return rt.ImageNotFound(text)
+    return rt.PullFailed(text)
+
+
+def _read_state(found: Mapping[str, Any]) -> rt.ContainerState:
+    state = found["State"]
+    return rt.ContainerState(
+        container_id=found["Id"],
+        status=state["Status"],
+        exit_code=state["ExitCode"],
+        oom_killed=state["OOMKilled"],
+        error=state["Error"],
+        started_at=_read_time(state["StartedAt"]),
+        finished_at=_read_time(state["FinishedAt"]),
+        image_id=found["Image"],
+        labels=found["Config"].get("Labels") or {},
+    )
+
+
+def _read_time(text: str) -> datetime | None:
+    if text == _NEVER or not text:
+        return None
+    # The engine gives nanoseconds, Python takes six digits or fewer than that.
+    head, _, fraction = text.rstrip("Z").partition(".")
+    return parse_time(f"{head}.{fraction[:6] or '0'}Z")

@@ -1,0 +1,22 @@
+"""What the executor counts, named after Prometheus' conventions."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+SLOTS = Gauge("taskrunner_executor_slots", "Runs that this executor may execute at a time.")
+SLOTS_USED = Gauge("taskrunner_executor_slots_used", "Runs that this executor holds.")
+PHASE_DURATION = Histogram(
+    "taskrunner_executor_phase_duration_seconds",
+    "Time of one step of a run: pull, create, start, run, report, remove.",
+    ["phase"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
+)
+RUNS = Counter("taskrunner_executor_runs_total", "Runs that ended here.", ["outcome", "reason"])
+ADOPTED = Counter("taskrunner_executor_adopted_total", "Runs taken over from an executor that is gone.")
+REAPED = Counter("taskrunner_executor_reaped_total", "Containers removed that no live run owned.")
+SYNC_DURATION = Histogram(
+    "taskrunner_executor_sync_duration_seconds",
+    "Time of one request to the scheduler.",
+    buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 20),
+)

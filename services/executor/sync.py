@@ -1,0 +1,462 @@
+"""The one conversation with the scheduler: claims, leases, reports and output, many in one request.
+
+One request is under way at a time; what comes up meanwhile goes with the next one (docs/task-model.md, Claim).
+Everything is sent again until the scheduler has answered it, and the scheduler takes each thing once.
+"""
+
+from __future__ import annotations
+
+import base64
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from uuid import UUID
+
+import requests
+import structlog
+
+from libs.common.clock import format_time
+from libs.common.config import Secret
+from libs.common.service_auth import service_headers
+from services.executor.held_run import FinishedReport, HeldRun, StartedReport, lease_clock
+from services.executor.metrics import SYNC_DURATION
+from services.executor.output import CHUNK_BYTES, Chunk, Output
+from services.executor.spec import StoredOutput, TaskSpec, read_stored_output, read_task_spec
+
+log = structlog.get_logger()
+
+PATH = "/internal/executors/sync"
+CONNECT_SECONDS = 3.0
+ANSWER_SECONDS = 20.0
+BUSY_INTERVAL_SECONDS = 2.0
+IDLE_INTERVAL_SECONDS = 5.0
+OUTPUT_DELAY_SECONDS = 1.0
+FIRST_BACKOFF_SECONDS = 0.2
+LAST_BACKOFF_SECONDS = 5.0
+
+# A request stays below 1 MiB, the services' limit on a body: base64 makes four bytes of three.
+OUTPUT_BUDGET_BYTES = 5 * CHUNK_BYTES
+RESULTS_BUDGET_BYTES = 288 * 1024
+
+# Without the scheduler's word an adopter can't know which numbers its predecessor used: it takes its own range.
+SEQUENCES_PER_EPOCH = 1 << 20
+
+JsonObject = Mapping[str, Any]
+Post = Callable[[JsonObject], JsonObject]
+
+
+class SchedulerAway(Exception):
+    """The scheduler didn't answer, or not with an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who asks: `boot_id` is new with every start of the process."""
+
+    executor_id: str
+    boot_id: str
+    engine_id: str
+    host: str
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """A run that the scheduler gives to this executor because its former holder is gone."""
+
+    run: HeldRun
+    was_running: bool
+
+
+@dataclass(slots=True)
+class Claim:
+    """One question, answered once: `run` is None when the run isn't to be had."""
+
+    run_id: UUID
+    answered: threading.Event = field(default_factory=threading.Event)
+    run: HeldRun | None = None
+    refusal: str | None = None
+
+
+class Listener(Protocol):
+    """What the sync tells the rest of the executor; called from the sync's thread, must not block."""
+
+    def adopt(self, adoption: Adoption) -> None: ...
+
+    def stop_requested(self, run: HeldRun) -> None: ...
+
+    def prefetch(self, images: Sequence[str]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    sent_at: float
+    claims: Sequence[Claim]
+    held: Sequence[HeldRun]
+    started: Sequence[tuple[HeldRun, StartedReport]]
+    finished: Sequence[HeldRun]
+    questions: Sequence[tuple[str, int]]
+    body: JsonObject
+
+
+class Sync:
+    """The state of the conversation. `run` is the thread's loop; the other methods are for any thread."""
+
+    def __init__(self, *, identity: Identity, post: Post, listener: Listener) -> None:
+        self._identity = identity
+        self._post = post
+        self._listener = listener
+        self._condition = threading.Condition()
+        self._due = 0.0
+        self._claims: dict[str, Claim] = {}
+        self._held: dict[tuple[str, int], HeldRun] = {}
+        self._questions: dict[tuple[str, int], bool | None] = {}
+        self._succeeded_at: float | None = None
+        self._first_success = threading.Event()
+        self._ended = False
+
+    @property
+    def held_count(self) -> int:
+        return len(self._held)
+
+    @property
+    def age_seconds(self) -> float | None:
+        """Seconds since the last answer, None before the first."""
+        at = self._succeeded_at
+        return None if at is None else time.monotonic() - at
+
+    def holds(self, run_id: str) -> bool:
+        with self._condition:
+            return self._holds(run_id)
+
+    def wait_first(self, seconds: float) -> bool:
+        """True when the scheduler has answered once."""
+        return self._first_success.wait(seconds)
+
+    def claim(self, run_id: UUID) -> Claim:
+        """Ask for the run and wait for the answer, however long the scheduler is away."""
+        claim = Claim(run_id)
+        with self._condition:
+            # The scheduler grants a repeated claim again, because the first answer may have been lost on its way.
+            if str(run_id) in self._claims or self._holds(str(run_id)):
+                claim.refusal = "held_here"
+                return claim
+            self._claims[str(run_id)] = claim
+        self.wake()
+        claim.answered.wait()
+        return claim
+
+    def report_started(self, run: HeldRun, report: StartedReport) -> None:
+        run.started = report
+        self.wake(report.due - time.monotonic())
+
+    def report_finished(self, run: HeldRun, report: FinishedReport) -> None:
+        """Hand the report over; `run.closed` tells when it is settled."""
+        run.started = None
+        run.finished = report
+        self.wake()
+
+    def let_go(self, run: HeldRun) -> None:
+        """Stop renewing the lease: who is told so by the scheduler takes over when it has run out."""
+        with self._condition:
+            self._held.pop(run.key, None)
+
+    def ask_live(self, key: tuple[str, int]) -> bool | None:
+        """Whether the scheduler knows this run with this epoch as live; None until it has answered.
+
+        The question goes with the next sync; ask again to see the answer.
+        """
+        with self._condition:
+            if key not in self._questions:
+                self._questions[key] = None
+                return None
+            answer = self._questions[key]
+            if answer is not None:
+                del self._questions[key]
+            return answer
+
+    def wake(self, delay: float = 0.0) -> None:
+        """Sync within `delay` seconds."""
+        due = time.monotonic() + max(0.0, delay)
+        with self._condition:
+            if due < self._due:
+                self._due = due
+                self._condition.notify()
+
+    def end(self) -> None:
+        """End the loop after the request that is under way."""
+        with self._condition:
+            self._ended = True
+            self._condition.notify()
+
+    def run(self) -> None:
+        """Sync for ever; a scheduler that is away is asked again with growing pauses."""
+        failures = 0
+        while not self._ended:
+            try:
+                self.run_once()
+            except SchedulerAway as error:
+                failures += 1
+                log.warning("sync_failed", failures=failures, error=str(error))
+            except Exception:
+                failures += 1
+                log.exception("sync_broken", failures=failures)
+            else:
+                failures = 0
+            self._sleep(failures)
+
+    def run_once(self) -> None:
+        """One request and its answer. SchedulerAway when there was none; all of it is sent again then."""
+        request = self._build()
+        with SYNC_DURATION.time():
+            answer = self._post(request.body)
+        self._apply(request, answer)
+        self._succeeded_at = time.monotonic()
+        self._first_success.set()
+
+    def _holds(self, run_id: str) -> bool:
+        return any(key[0] == run_id for key in self._held)
+
+    def _sleep(self, failures: int) -> None:
+        with self._condition:
+            if failures:
+                pause = min(LAST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(failures - 1, 10))
+                until = time.monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311  Only spreads load.
+                self._condition.wait_for(lambda: self._ended, until - time.monotonic())
+                return
+            while not self._ended and (left := self._due - time.monotonic()) > 0:
+                self._condition.wait(left)
+
+    def _build(self) -> _Request:
+        now = time.monotonic()
+        with self._condition:
+            claims = list(self._claims.values())
+            held = list(self._held.values())
+            questions = [key for key, answer in self._questions.items() if answer is None]
+            waiting = [run.started.due for run in held if run.started is not None and run.started.due > now]
+            self._due = min([now + (BUSY_INTERVAL_SECONDS if held else IDLE_INTERVAL_SECONDS), *waiting])
+        logs = _take_output(held)
+        if any(not run.output.drained for run in held):
+            self.wake()
+        finished = _take_finished(held)
+        started = [(run, run.started) for run in held if run.started is not None and run.started.due <= now]
+        body = {
+            "executor": {
+                "id": self._identity.executor_id,
+                "bootId": self._identity.boot_id,
+                "engineId": self._identity.engine_id,
+                "host": self._identity.host,
+                "slots": self._identity.slots,
+                "running": len(held),
+            },
+            "claims": [{"runId": str(claim.run_id)} for claim in claims],
+            "held": [{"runId": run_id, "epoch": epoch} for run_id, epoch in (run.key for run in held)],
+            "reports": [
+                *(_started_fields(run, report) for run, report in started),
+                *(_finished_fields(run) for run in finished),
+                *({"runId": key[0], "epoch": key[1], "event": "preparing"} for key in questions),
+            ],
+            "logs": logs,
+        }
+        return _Request(
+            sent_at=lease_clock(),
+            claims=claims,
+            held=held,
+            started=started,
+            finished=finished,
+            questions=questions,
+            body=body,
+        )
+
+    def _apply(self, request: _Request, answer: JsonObject) -> None:
+        released = {(each["runId"], each["epoch"]) for each in answer.get("released") or ()}
+        settled = {(each["runId"], each["epoch"], each["event"]): each for each in answer.get("reports") or ()}
+        for run in request.held:
+            run.output.confirm()
+            if run.key not in released:
+                run.renew(request.sent_at)
+        self._settle(request, settled)
+        for run in request.held:
+            if run.key in released and not run.settled:
+                self._release(run)
+        self._answer_claims(request, answer)
+        self._request_stops(answer)
+        for each in answer.get("adopt") or ():
+            self._adopt(each, request.sent_at)
+        if images := answer.get("prefetch"):
+            self._listener.prefetch(images)
+
+    def _settle(self, request: _Request, settled: Mapping[tuple[str, int, str], JsonObject]) -> None:
+        for run, report in request.started:
+            if (*run.key, "started") in settled and run.started is report:
+                run.started = None
+        for run in request.finished:
+            answer = settled.get((*run.key, "finished"))
+            if answer is None:
+                continue
+            if not answer["accepted"]:
+                log.warning("report_not_accepted", **run.log_ids, epoch=run.epoch)
+            with self._condition:
+                self._held.pop(run.key, None)
+            run.settle()
+        with self._condition:
+            for key in request.questions:
+                if (answer := settled.get((*key, "preparing"))) is not None:
+                    self._questions[key] = bool(answer["accepted"])
+
+    def _release(self, run: HeldRun) -> None:
+        log.warning("run_released", **run.log_ids, epoch=run.epoch)
+        self.let_go(run)
+        run.release()
+
+    def _answer_claims(self, request: _Request, answer: JsonObject) -> None:
+        asked = {str(claim.run_id): claim for claim in request.claims}
+        for each in answer.get("claims") or ():
+            claim = asked.get(each["runId"])
+            if claim is None:
+                continue
+            spec = self._read_spec(each) if each["granted"] else None
+            if spec is None:
+                claim.refusal = str(each.get("reason") or "unreadable")
+            else:
+                output = Output(on_pending=self._output_pending)
+                claim.run = self._hold(spec, int(each["epoch"]), output, request.sent_at)
+            with self._condition:
+                self._claims.pop(each["runId"], None)
+            claim.answered.set()
+
+    def _request_stops(self, answer: JsonObject) -> None:
+        for each in answer.get("stop") or ():
+            with self._condition:
+                run = self._held.get((each["runId"], each["epoch"]))
+            if run is not None and run.stop_asked is None:
+                run.ask_stop("cancelled")
+                self._listener.stop_requested(run)
+
+    def _adopt(self, each: JsonObject, sent_at: float) -> None:
+        spec, epoch = self._read_spec(each), int(each["epoch"])
+        if spec is None:
+            return
+        with self._condition:
+            if (str(spec.run_id), epoch) in self._held:
+                return
+            former = [run for run in self._held.values() if run.spec.run_id == spec.run_id]
+        for run in former:
+            self._release(run)
+        stored: StoredOutput | None = read_stored_output(each.get("logs"))
+        output = Output(on_pending=self._output_pending, stored=stored, next_seq=epoch * SEQUENCES_PER_EPOCH)
+        run = self._hold(spec, epoch, output, sent_at)
+        self._listener.adopt(Adoption(run=run, was_running=bool(each.get("wasRunning"))))
+
+    def _hold(self, spec: TaskSpec, epoch: int, output: Output, sent_at: float) -> HeldRun:
+        run = HeldRun(spec=spec, epoch=epoch, output=output, renewed_at=sent_at)
+        with self._condition:
+            self._held[run.key] = run
+        return run
+
+    @staticmethod
+    def _read_spec(each: JsonObject) -> TaskSpec | None:
+        try:
+            return read_task_spec(each["task"])
+        except (KeyError, ValueError, TypeError):
+            # Both sides come from one release, so a person must look; one bad run must not stop all others.
+            log.exception("task_unreadable", run_id=each.get("runId"))
+            return None
+
+    def _output_pending(self) -> None:
+        self.wake(OUTPUT_DELAY_SECONDS)
+
+
+class SchedulerClient:
+    """Posts a sync over one kept-alive connection; for one thread."""
+
+    def __init__(self, *, scheduler_url: str, token: Secret) -> None:
+        self._url = scheduler_url.rstrip("/") + PATH
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.headers.update(service_headers(token))
+
+    def post(self, body: JsonObject) -> JsonObject:
+        try:
+            response = self._session.post(self._url, json=body, timeout=(CONNECT_SECONDS, ANSWER_SECONDS))
+            if response.status_code != 200:
+                raise SchedulerAway(f"status {response.status_code}: {response.text[:300]}")
+            answer = response.json()
+        except (requests.RequestException, ValueError) as error:
+            raise SchedulerAway(f"{type(error).__name__}: {error}"[:300]) from error
+        if not isinstance(answer, dict):
+            raise SchedulerAway("the answer isn't an object")
+        return answer
+
+
+def _take_output(held: Sequence[HeldRun]) -> list[dict[str, Any]]:
+    budget = OUTPUT_BUDGET_BYTES
+    taken: list[dict[str, Any]] = []
+    # What ends goes first, so that its report doesn't wait for the output of the others.
+    for run in sorted(held, key=lambda each: each.finished is None):
+        for chunk in run.output.take(budget):
+            budget -= len(chunk.data)
+            taken.append(_chunk_fields(run, chunk))
+    return taken
+
+
+def _take_finished(held: Sequence[HeldRun]) -> list[HeldRun]:
+    """Those whose output is all in this request or stored already, within the budget, but at least one."""
+    ready = [run for run in held if run.finished is not None and run.output.drained]
+    taken: list[HeldRun] = []
+    size = 0
+    for run in ready:
+        size += len(run.finished.result or b"") if run.finished else 0
+        if taken and size > RESULTS_BUDGET_BYTES:
+            break
+        taken.append(run)
+    return taken
+
+
+def _chunk_fields(run: HeldRun, chunk: Chunk) -> dict[str, Any]:
+    run_id, epoch = run.key
+    return {
+        "runId": run_id,
+        "epoch": epoch,
+        "seq": chunk.seq,
+        "stream": chunk.stream,
+        "at": format_time(chunk.at),
+        "data": base64.b64encode(chunk.data).decode(),
+    }
+
+
+def _started_fields(run: HeldRun, report: StartedReport) -> dict[str, Any]:
+    run_id, epoch = run.key
+    return {
+        "runId": run_id,
+        "epoch": epoch,
+        "event": "started",
+        "containerId": report.container_id,
+        "startedAt": format_time(report.started_at),
+        "imageDigest": None,
+    }
+
+
+def _finished_fields(run: HeldRun) -> dict[str, Any]:
+    run_id, epoch = run.key
+    report = run.finished
+    assert report is not None  # noqa: S101  Only runs with a report get here.
+    outcome = report.outcome
+    return {
+        "runId": run_id,
+        "epoch": epoch,
+        "event": "finished",
+        "outcome": outcome.status,
+        "reason": outcome.reason,
+        "exitCode": outcome.exit_code,
+        "errorMsg": outcome.error_msg,
+        "result": None if report.result is None else base64.b64encode(report.result).decode(),
+        "startedAt": format_time(report.started_at) if report.started_at else None,
+        "finishedAt": format_time(report.finished_at) if report.finished_at else None,
+        "imageDigest": report.image_digest,
+        "maxMemoryMb": None,
+        "containerId": report.container_id,
+    }
