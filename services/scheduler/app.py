@@ -13,8 +13,10 @@ from libs.common.logs import configure_logs
 from libs.common.openapi import create_api
 from libs.common.postgres import Pool, open_pool
 from libs.common.tokens import JwksKeys, KeySource, TokenVerifier
-from services.scheduler import routes
+from services.scheduler import internal_routes, presence, routes
 from services.scheduler.config import HttpConfig, read_http_config
+from services.scheduler.presence import Presence
+from services.scheduler.sync import ExecutorSync, SyncConfig
 from services.scheduler.tasks import OperatorLimits, Tasks
 from services.scheduler.users_client import UsersClient
 from services.scheduler.wakeups import Waker
@@ -30,6 +32,7 @@ def create_app() -> Flask:
     configure_logs(service="scheduler", level=config.log_level)
     log.info("service_starting", **masked(config))
     pool = open_pool(config.database_url.reveal(), name="scheduler", max_size=_POOL_SIZE)
+    Presence(pool).start()
     return build_app(
         config,
         pool=pool,
@@ -39,19 +42,34 @@ def create_app() -> Flask:
     )
 
 
-def build_app(config: HttpConfig, *, pool: Pool, keys: KeySource, users: UsersClient, waker: Waker) -> Flask:
+def build_app(
+    config: HttpConfig,
+    *,
+    pool: Pool,
+    keys: KeySource,
+    users: UsersClient,
+    waker: Waker,
+    sync_config: SyncConfig | None = None,
+) -> Flask:
+    """The app over what its tests may replace."""
     verifier = TokenVerifier(keys=keys, issuer=config.token_issuer, audience=config.token_audience)
     limits = OperatorLimits(
         cpus=config.max_task_cpus, memory_mb=config.max_task_memory_mb, images=config.image_allow_list
     )
     tasks = Tasks(pool=pool, users=users, limits=limits, wake_dispatch=waker.wake)
+    executor_sync = ExecutorSync(pool=pool, config=sync_config or SyncConfig(), wake_dispatch=waker.wake)
     app = create_service_app(
         "scheduler",
         checks=[
             Check("postgres", lambda: postgres.ping(pool)),
             Check("redis", waker.ping, required=False),
+            Check("executors", lambda: presence.read_executors(pool), required=False),
+            Check("loops", lambda: presence.read_loops(pool), required=False),
         ],
     )
     api = create_api(app, title="Task Runner: tasks")
     api.register_blueprint(routes.create_routes(tasks=tasks, verifier=verifier))
+    app.register_blueprint(
+        internal_routes.create_internal_routes(executor_sync=executor_sync, token=config.internal_token)
+    )
     return app

@@ -22,7 +22,7 @@ from services.scheduler.schemas import (
 )
 from services.scheduler.tasks import Page, Tasks
 
-_SECURITY = [{"bearer": []}]
+_SECURITY: list[dict[str, list[str]]] = [{"bearer": []}]
 
 
 def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:

@@ -202,7 +202,7 @@ class RunsSchema(BaseSchema):
     items = fields.List(fields.Nested(RunSchema), required=True)
 
 
-class StatusList(fields.List):
+class StatusList(fields.List[Any]):
     """`status=a&status=b` and `status=a,b`."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -210,10 +210,10 @@ class StatusList(fields.List):
 
     def _deserialize(
         self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any
-    ) -> list[TaskStatus]:
+    ) -> list[Any]:
         texts = value if isinstance(value, list) else [value]
         words = [word for text in texts for word in str(text).split(",")]
-        return [TaskStatus(word) for word in super()._deserialize(words, attr, data, **kwargs)]
+        return [TaskStatus(str(word)) for word in super()._deserialize(words, attr, data, **kwargs)]
 
 
 class CursorField(fields.Field[Place]):

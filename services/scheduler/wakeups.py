@@ -103,7 +103,7 @@ class WakeListener:
             socket_keepalive=True,
             health_check_interval=_PING_SECONDS,
         )
-        with client, client.pubsub() as subscription:
+        with client, client.pubsub() as subscription:  # type: ignore[no-untyped-call]
             subscription.subscribe(CHANNEL)
             while not self._closed.is_set():
                 message = subscription.get_message(timeout=_TIMEOUT_SECONDS * 2)

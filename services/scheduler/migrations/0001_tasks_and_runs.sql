@@ -128,7 +128,7 @@ CREATE TABLE scheduler.executors (
     host           text NOT NULL,
     slots          integer NOT NULL,
     running        integer NOT NULL,
-    claimed_total  bigint NOT NULL DEFAULT 0,
+    claims_total   bigint NOT NULL DEFAULT 0,
     state          text NOT NULL DEFAULT 'active'
                    CONSTRAINT executors_state CHECK (state IN ('active', 'draining')),
     started_at     timestamptz NOT NULL DEFAULT now(),
