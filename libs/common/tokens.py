@@ -25,6 +25,8 @@ ALGORITHM = "RS256"
 PERSONAL_TOKEN_PREFIX = "trp_"  # noqa: S105  A prefix, not a secret.
 _REQUIRED = ["exp", "iat", "sub", "iss", "aud", "jti", "sid", "ver", "roles"]
 _LEEWAY_SECONDS = 0
+_BELIEVED_SECONDS = 30.0
+_MOST_BELIEVED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +52,30 @@ class KeySource(Protocol):
 
 
 class TokenVerifier:
-    """Turns a bearer token into an `Identity`, or raises Unauthorized."""
+    """Turns a bearer token into an `Identity`, or raises Unauthorized.
+
+    A token that was good is believed for some seconds, never past its end: it comes with each of its owner's
+    requests, and checking it costs more than most of them.
+    """
 
     def __init__(self, *, keys: KeySource, issuer: str, audience: str) -> None:
         self._keys = keys
         self._issuer = issuer
         self._audience = audience
+        self._believed: dict[str, tuple[Identity, float]] = {}
 
     def verify(self, token: str) -> Identity:
         """Unauthorized when anything about the token is off; Unavailable when no keys can be had."""
+        identity, until = self._believed.get(token, (None, 0.0))
+        if identity is None or time.time() >= until:
+            identity = self._check(token)
+            if len(self._believed) >= _MOST_BELIEVED:
+                self._believed.clear()
+            until = min(time.time() + _BELIEVED_SECONDS, identity.expires_at.timestamp())
+            self._believed[token] = (identity, until)
+        return identity
+
+    def _check(self, token: str) -> Identity:
         try:
             kid = jwt.get_unverified_header(token).get("kid")
             key = self._keys.find_key(kid) if isinstance(kid, str) else None

@@ -243,3 +243,13 @@ def _asked_once_for_two_calls(gateway: str, services: StubServices, tokens: Toke
     call(gateway, token)
     call(gateway, token)
     return len(services.to("/internal/sessions/check")) == 1
+
+
+def test_a_token_that_was_good_is_refused_from_its_end_on(gateway, services: StubServices, tokens: TokenMaker):
+    end = int(time.time()) + 2
+    token = tokens.make(exp=end)
+    assert call(gateway, token).status_code == 200
+
+    wait_until(lambda: call(gateway, token).status_code == 401, seconds=4)
+
+    assert time.time() >= end
