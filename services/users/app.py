@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import structlog
-from flask import Flask
+from flask import Flask, Response
 
 from libs.common.config import exit_with_config_error, load_config, masked
 from libs.common.flask_app import create_service_app
@@ -73,5 +73,12 @@ def build_app(
     api.register_blueprint(create_session_routes(pool=pool, passwords=passwords, verifier=verifier, tokens=tokens))
     api.register_blueprint(create_personal_token_routes(pool=pool, verifier=verifier))
     app.register_blueprint(create_key_routes(keys=keys))
+    app.after_request(_forbid_keeping)
     app.register_blueprint(create_internal_routes(pool=pool, issuer=issuer, internal_token=config.internal_token))
     return app
+
+
+def _forbid_keeping(response: Response) -> Response:
+    """Answers here are tokens and people's data: no cache may keep one that doesn't say so itself."""
+    response.headers.setdefault("Cache-Control", "no-store")
+    return response

@@ -17,15 +17,13 @@ def email_key(address: str) -> str:
 
     ValueError when it isn't an address.
     """
+    folded = unicodedata.normalize("NFC", address.casefold())
+    # Quoted names may hold line breaks; nobody uses them.
     if len(address) > MAX_LENGTH or address.startswith('"'):
         raise ValueError("not an email address")
     try:
-        _has_the_form(address)
+        _has_the_form(folded)
     except ValidationError as error:
         raise ValueError("not an email address") from error
-    local, _, domain = address.rpartition("@")
-    return f"{_fold(local)}@{_fold(domain).encode('idna').decode()}"
-
-
-def _fold(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).casefold()
+    local, _, domain = folded.rpartition("@")
+    return f"{local}@{domain.encode('idna').decode()}"
