@@ -17,12 +17,14 @@ from services.executor.spec import TaskSpec
 
 MIB = 1024 * 1024
 SHARED_MEMORY_BYTES = 16 * MIB
-OPEN_FILES = 65536
+OPEN_FILES = 4096
 OOM_SCORE = 500
 
-# The engine keeps this much output. It is far above what is stored of a run, because a follower that was away
-# for a while reads it again from the first byte, and a rotated file no longer has that.
-ENGINE_LOG_OPTIONS = {"max-size": "32m", "max-file": "1"}
+# The engine's own copy of the output is for who comes later: an adopter reads it from the first byte. It must be
+# the same bytes then, so not json-file, which replaces what isn't UTF-8. It is far larger than what is stored of
+# a run, because a rotated file no longer has the first byte.
+ENGINE_LOG_DRIVER = "local"
+ENGINE_LOG_OPTIONS = {"max-size": "32m", "max-file": "1", "compress": "false"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def _host_config(spec: TaskSpec, settings: ContainerSettings) -> dict[str, Any]:
         "AutoRemove": False,
         "PublishAllPorts": False,
         "ReadonlyRootfs": settings.read_only_root,
-        "LogConfig": {"Type": "json-file", "Config": dict(ENGINE_LOG_OPTIONS)},
+        "LogConfig": {"Type": ENGINE_LOG_DRIVER, "Config": dict(ENGINE_LOG_OPTIONS)},
         "Runtime": settings.runtime,
     }
     if settings.read_only_root:

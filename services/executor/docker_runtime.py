@@ -6,6 +6,7 @@ after most calls, which a busy machine feels.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -132,13 +133,18 @@ class DockerRuntime:
                 raise rt.CommandRefused(text) from error
             raise
 
+    def attach(self, container_id: str, *, on_open: rt.OnInterruptible) -> Iterator[tuple[rt.Stream, bytes]]:
+        path = f"/containers/{container_id}/attach"
+        response = self._open_stream("POST", path, {"stream": 1, "stdout": 1, "stderr": 1})
+        on_open(lambda: _shut(response))
+        return self._read_frames(response)
+
     def follow(self, container_id: str, *, on_open: rt.OnInterruptible) -> Iterator[tuple[rt.Stream, bytes]]:
-        response = self._open_logs(container_id)
-        frames = FrameReader()
-        with closing(response):
-            on_open(response.raw.shutdown)
-            while data := self._read_some(response):
-                yield from frames.feed(data)
+        # The SDK's own `logs` inspects the container first and mixes the two streams.
+        path = f"/containers/{container_id}/logs"
+        response = self._open_stream("GET", path, {"follow": 1, "stdout": 1, "stderr": 1})
+        on_open(lambda: _shut(response))
+        return self._read_frames(response)
 
     @_translate
     def find(self, name_or_id: str) -> rt.ContainerState | None:
@@ -177,7 +183,7 @@ class DockerRuntime:
 
         def end(reason: threading.Event) -> None:
             reason.set()
-            response.raw.shutdown()
+            _shut(response)
 
         # The limit is on the whole pull; the client's own time-out only bounds the silence between two reads.
         timer = threading.Timer(limit.total_seconds(), end, args=(timed_out,))
@@ -282,19 +288,29 @@ class DockerRuntime:
             self._opened = None
 
     @_translate
-    def _open_logs(self, container_id: str) -> requests.Response:
+    def _open_stream(self, method: str, path: str, params: Mapping[str, Any]) -> requests.Response:
         client = self._client
-        # The SDK's own `logs` inspects the container first and mixes the two streams.
-        response = client.get(
-            f"{client.base_url}/v{client.api_version}/containers/{container_id}/logs",
-            params={"follow": 1, "stdout": 1, "stderr": 1},
+        response = client.request(
+            method,
+            f"{client.base_url}/v{client.api_version}{path}",
+            params=params,
             stream=True,
+            # A quiet container is no reason to give up reading.
             timeout=(CALL_TIMEOUT_SECONDS, None),
         )
+        if response.status_code == 200:
+            return response
+        with closing(response):
+            text = _read_message(response)
         if response.status_code == 404:
-            raise rt.ContainerGone(container_id)
-        response.raise_for_status()
-        return response
+            raise rt.ContainerGone(text)
+        raise rt.EngineRefused(text)
+
+    def _read_frames(self, response: requests.Response) -> Iterator[tuple[rt.Stream, bytes]]:
+        frames = FrameReader()
+        with closing(response):
+            while data := self._read_some(response):
+                yield from frames.feed(data)
 
     @_translate
     def _read_some(self, response: requests.Response) -> bytes:
@@ -351,6 +367,12 @@ class DockerRuntime:
 
 def _ignore(_interrupt: rt.Interrupt) -> None:
     """A helper's output is never broken off."""
+
+
+def _shut(response: requests.Response) -> None:
+    """End a read that another thread waits in; one that has ended already has nothing to be shut."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        response.raw.shutdown()
 
 
 def _network_options(network: rt.TaskNetwork) -> dict[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
@@ -110,6 +110,7 @@ class Execution:
         self._tools = tools
         self._runtime = tools.runtime
         self._gap_began: datetime | None = None
+        self._attached: Iterator[tuple[rt.Stream, bytes]] | None = None
 
     def execute(self) -> None:
         """A run that was claimed: all steps."""
@@ -234,6 +235,7 @@ class Execution:
             self._check_may_begin()
         except _Ended as ended:
             raise _Ended(ended.outcome, container_id) from ended
+        self._attach(container_id)
         try:
             with _phase("start"):
                 self._runtime.start(container_id)
@@ -249,6 +251,11 @@ class Execution:
             # Never start twice: see what came of it, as an adopter does.
             self._wait_engine(error)
             raise _Adopt(self._get_state(container_id)) from error
+
+    def _attach(self, container_id: str) -> None:
+        """Have the output come here from its first byte. Without it the engine's copy is followed instead."""
+        with suppress(rt.EngineUnavailable, rt.EngineRefused, rt.ContainerGone):
+            self._attached = self._runtime.attach(container_id, on_open=self._run.while_following)
 
     def _check_may_begin(self) -> None:
         """Whether a container may be created or started now. _Ended when the run was stopped, else _LetGo."""
@@ -305,27 +312,45 @@ class Execution:
         pauses = _pauses()
         with _phase("run"):
             while True:
-                self._read_output(container_id)
+                complete = self._read_attached()
+                if not complete:
+                    self._read_copy(container_id)
                 state = self._get_state(container_id)
                 if state.exited:
+                    if not complete:
+                        self._read_copy(container_id)
                     self._check_exit_across_gap(state)
                     return state
                 # It still runs: whatever went wrong with the engine did not end it.
                 self._gap_began = None
                 self._run.closed.wait(next(pauses))
 
-    def _read_output(self, container_id: str) -> None:
-        output = self._run.output
-        output.begin_follow()
+    def _read_attached(self) -> bool:
+        """Take what the container writes. True when all of it has come this way."""
+        attached, self._attached = self._attached, None
+        return attached is not None and self._take_output(attached)
+
+    def _read_copy(self, container_id: str) -> None:
+        """Take what the engine kept, skipping what has been seen."""
+        self._run.output.begin_follow()
+        with suppress(rt.ContainerGone):
+            self._take_output(self._follow_copy(container_id))
+
+    def _follow_copy(self, container_id: str) -> Iterator[tuple[rt.Stream, bytes]]:
+        yield from self._runtime.follow(container_id, on_open=self._run.while_following)
+
+    def _take_output(self, output: Iterator[tuple[rt.Stream, bytes]]) -> bool:
+        """False when the engine broke it off."""
+        ended = False
         try:
-            for stream, data in self._runtime.follow(container_id, on_open=self._run.while_following):
-                output.append(stream, data)
-        except rt.ContainerGone:
-            return
+            for stream, data in output:
+                self._run.output.append(stream, data)
+            ended = True
         except rt.EngineUnavailable as error:
             self._wait_engine(error)
         if self._run.released:
             raise _LetGo("released")
+        return ended
 
     def _check_exit_across_gap(self, state: rt.ContainerState) -> None:
         """A daemon that goes down takes its containers with it; that exit is not the command's own."""
@@ -352,7 +377,7 @@ class Execution:
             outcome=outcome,
             result=self._run.output.result if state else None,
             started_at=state.started_at if state else None,
-            finished_at=state.finished_at if state else None,
+            finished_at=_get_end(state) if state else None,
             image_digest=self._find_digest(state) if state else None,
             container_id=container_id,
         )
@@ -395,6 +420,13 @@ class Execution:
         while not self._tools.engine.wait_up(1.0):
             if self._run.released:
                 raise _LetGo("released") from error
+
+
+def _get_end(state: rt.ContainerState) -> datetime | None:
+    """The engine notes both times apart; of a container that lives a few milliseconds, the end may be first."""
+    if state.finished_at is None or state.started_at is None:
+        return state.finished_at
+    return max(state.started_at, state.finished_at)
 
 
 def _lost(why: str) -> Outcome:

@@ -38,6 +38,14 @@ class NoopRuntime:
     def start(self, container_id: str) -> None:
         """Nothing is started."""
 
+    def attach(
+        self,
+        container_id: str,  # noqa: ARG002
+        *,
+        on_open: rt.OnInterruptible,  # noqa: ARG002
+    ) -> Iterator[tuple[rt.Stream, bytes]]:
+        return iter(())
+
     def follow(
         self,
         container_id: str,  # noqa: ARG002

@@ -149,10 +149,18 @@ class Runtime(Protocol):
     def start(self, container_id: str) -> None:
         """Raises CommandRefused, ContainerGone, EngineRefused."""
 
-    def follow(self, container_id: str, *, on_open: OnInterruptible) -> Iterator[tuple[Stream, bytes]]:
-        """The container's output from its first byte until it ends, stream by stream.
+    def attach(self, container_id: str, *, on_open: OnInterruptible) -> Iterator[tuple[Stream, bytes]]:
+        """The output of a container that is about to be started, as it is written, until it ends.
 
-        `on_open` gets a function that ends the iteration from another thread. Raises ContainerGone.
+        It is open when this returns, so a start after it loses nothing. `on_open` gets a function that ends the
+        iteration from another thread. Raises ContainerGone.
+        """
+
+    def follow(self, container_id: str, *, on_open: OnInterruptible) -> Iterator[tuple[Stream, bytes]]:
+        """The engine's copy of the output, from the first byte until the container ends; `on_open` as above.
+
+        Some engines forget the last lines of a container that ends meanwhile: follow it once more after its end.
+        Raises ContainerGone.
         """
 
     def find(self, name_or_id: str) -> ContainerState | None:
