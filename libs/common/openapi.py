@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 from typing import Any
 
 import marshmallow as ma
@@ -12,7 +13,7 @@ from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException
 
 from libs.common.errors import BadRequest, UnsupportedMediaType
-from libs.common.http_errors import answer_http_exception
+from libs.common.http_errors import PROBLEM_JSON, answer_http_exception
 
 
 def _refuse_constant(name: str) -> Any:
@@ -63,6 +64,13 @@ class ServiceApi(Api):
 
     ERROR_SCHEMA = ProblemSchema
     DEFAULT_ERROR_RESPONSE_NAME = "PROBLEM"
+
+    def _register_responses(self) -> None:
+        # As the parent does, which neither knows our default's name nor that problems have a type of their own.
+        names = {status.name: status.phrase for status in HTTPStatus}
+        for name, description in {**names, self.DEFAULT_ERROR_RESPONSE_NAME: "What went wrong."}.items():
+            content = {PROBLEM_JSON: {"schema": self.ERROR_SCHEMA}}
+            self.spec.components.response(name, {"description": description, "content": content}, lazy=True)
 
     def handle_http_exception(self, error: HTTPException) -> Response:
         return answer_http_exception(error)
