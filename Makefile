@@ -79,9 +79,8 @@ tidy: $(VENV_STAMP) ## Format the code and fix what can be fixed
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(VENV_STAMP) ## Measure the running system against a bare loop over the engine
-	@deploy/up.sh
-	@$(BIN)/python -m bench $(ARGS)
+bench: $(VENV_STAMP) ## Measure a system of its own against a bare loop over the engine
+	@deploy/with_test_stack.sh $(BIN)/python -m bench
 
 requirements: $(VENV_STAMP) ## Compile requirements/*.in into hashed requirements/*.txt
 	@for name in runtime dev; do \
