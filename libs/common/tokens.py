@@ -93,7 +93,7 @@ class TokenVerifier:
             return _to_identity(claims)
         except jwt.ExpiredSignatureError as error:
             raise Unauthorized("The token has expired. Refresh it or log in again.") from error
-        except (jwt.InvalidTokenError, ValueError, TypeError, RecursionError) as error:
+        except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise Unauthorized("The token is not valid. Log in again.") from error
 
 
@@ -102,9 +102,9 @@ def _to_identity(claims: Mapping[str, Any]) -> Identity:
     if not isinstance(roles, list) or not isinstance(version, int):
         raise TypeError("roles must be a list and ver an integer")
     return Identity(
-        user_id=UUID(claims["sub"]),
+        user_id=UUID(str(claims["sub"])),
         roles=frozenset(map(str, roles)),
-        session_id=UUID(claims["sid"]),
+        session_id=UUID(str(claims["sid"])),
         version=version,
         token_id=str(claims["jti"]),
         expires_at=datetime.fromtimestamp(claims["exp"], UTC),
