@@ -1,0 +1,111 @@
+"""The composed system from outside: its settings, and its containers, to look into and to kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+import requests
+from docker.models.containers import Container
+
+from deploy.environment import gateway_url, read_settings
+from tests.integration.polling import wait_until
+
+REPOSITORY = Path(__file__).parents[2]
+READY_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The system that ENV_FILE describes (deploy/with_test_stack.sh)."""
+
+    env_file: Path
+    settings: Mapping[str, str]
+    engine: docker.DockerClient
+
+    @property
+    def url(self) -> str:
+        return gateway_url(self.settings)
+
+    @property
+    def project(self) -> str:
+        return self.settings.get("COMPOSE_PROJECT_NAME", "task-runner")
+
+    def containers(self, service: str) -> list[Container]:
+        labels = [f"com.docker.compose.project={self.project}", f"com.docker.compose.service={service}"]
+        return self.engine.containers.list(filters={"label": labels}, ignore_removed=True)
+
+    def kill(self, service: str) -> None:
+        """SIGKILL, and start again: a kill by hand switches the restart policy off."""
+        for container in self.containers(service):
+            container.kill()
+            container.start()
+
+    def restart(self, service: str) -> None:
+        for container in self.containers(service):
+            container.restart(timeout=30)
+
+    def scale(self, service: str, count: int) -> None:
+        command = [
+            "deploy/compose.sh",
+            "up",
+            "--detach",
+            "--no-deps",
+            "--no-build",
+            "--scale",
+            f"{service}={count}",
+        ]
+        environment = {**os.environ, "ENV_FILE": str(self.env_file)}
+        subprocess.run(
+            [*command, service], cwd=REPOSITORY, env=environment, check=True, capture_output=True, text=True
+        )
+
+    def wait_until_ready(self, *, executors: int = 1) -> None:
+        wait_until(
+            lambda: self._is_ready(executors), what="every part was ready", seconds=READY_SECONDS, every=0.2
+        )
+
+    def _is_ready(self, executors: int) -> bool:
+        try:
+            response = requests.get(f"{self.url}/api/health", timeout=10)
+        except requests.RequestException:
+            return False
+        if response.status_code != 200:
+            return False
+        body = response.json()
+        return body["status"] == "ready" and body["services"]["executors"].get("alive", executors) >= executors
+
+    def run_inside(self, service: str, script: str) -> Any:
+        """What a Python script prints as JSON when it runs in that service's container, inside the networks."""
+        result = self.containers(service)[0].exec_run(["python3", "-c", script])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.output)
+
+    def task_container(self, task_id: str) -> Container:
+        """The container of a task, which has the task's name."""
+        return self.engine.containers.get(task_id)
+
+    def has_task_container(self, task_id: str) -> bool:
+        found = self.engine.containers.list(all=True, filters={"label": f"taskrunner.task={task_id}"})
+        return bool(found)
+
+    def control_addresses(self) -> dict[str, str]:
+        """Container name → address of each part of the system, on each of its networks."""
+        label = f"com.docker.compose.project={self.project}"
+        return {
+            f"{container.name} on {name}": network["IPAddress"]
+            for container in self.engine.containers.list(filters={"label": label}, ignore_removed=True)
+            for name, network in container.attrs["NetworkSettings"]["Networks"].items()
+            if network["IPAddress"]
+        }
+
+
+def open_stack(engine: docker.DockerClient) -> Stack:
+    env_file = Path(os.environ["ENV_FILE"])
+    return Stack(env_file, read_settings(env_file.read_text()), engine)

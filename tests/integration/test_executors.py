@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from tests.integration.client import User, in_seconds, to_time
+from tests.integration.stack import Stack
+
+pytestmark = pytest.mark.integration
+
+TASKS = 60
+
+
+@pytest.fixture(scope="module")
+def three_executors(stack: Stack) -> Iterator[None]:
+    stack.scale("executor", 3)
+    stack.wait_until_ready(executors=3)
+    yield
+    stack.scale("executor", 1)
+    stack.wait_until_ready()
+
+
+def test_sixty_tasks_due_at_once_are_shared_by_three_executors_and_run_once_each(
+    user: User, three_executors: None
+):
+    due = in_seconds(6)
+    created = [user.api.create_task("echo", str(number), scheduledAt=due)["id"] for number in range(TASKS)]
+
+    ended = [user.api.wait_for(task_id, "completed", seconds=90) for task_id in created]
+
+    runs = [user.api.list_runs(task_id) for task_id in created]
+    assert [task["result"] for task in ended] == [f"{number}\n" for number in range(TASKS)]
+    assert {task["attempts"] for task in ended} == {1}
+    assert {len(of_task) for of_task in runs} == {1}
+    shares = Counter(of_task[0]["executorId"] for of_task in runs)
+    assert len(shares) == 3, shares
+    assert min(shares.values()) >= TASKS // 10, shares
+    first, last = (pick(to_time(task["startedAt"]) for task in ended) for pick in (min, max))
+    assert first >= to_time(due)
+    assert last - first < timedelta(seconds=45)
