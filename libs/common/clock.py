@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+
+# Seconds may be left out; digits beyond microseconds are dropped.
+_RFC_3339 = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,12})?)?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
 
 
 def utc_now() -> datetime:
@@ -16,10 +22,10 @@ def format_time(moment: datetime) -> str:
 
 def parse_time(text: str) -> datetime:
     """An RFC 3339 time as an aware UTC datetime. ValueError when it isn't one or lacks its offset."""
-    moment = datetime.fromisoformat(text)
-    if len(text) < len("2026-01-31T08:15Z") or text[10] not in "Tt " or moment.tzinfo is None:
+    # Python reads more of ISO 8601 than that, such as weeks, and differently from release to release.
+    if not _RFC_3339.fullmatch(text):
         raise ValueError("not an RFC 3339 time with an offset")
     try:
-        return moment.astimezone(UTC)
+        return datetime.fromisoformat(text.upper()).astimezone(UTC)
     except OverflowError as error:
         raise ValueError("outside the calendar") from error
