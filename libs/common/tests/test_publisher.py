@@ -128,7 +128,7 @@ def test_the_connection_comes_back_by_itself(broker_url, channel):
     with publishing(broker_url) as publisher:
         assert publisher.wait_until_ready(10)
         publisher._link._connection.ioloop.add_callback_threadsafe(  # type: ignore[union-attr]
-            lambda: publisher._link._connection._transport.abort()  # type: ignore[union-attr]
+            publisher._link._connection._transport.abort  # type: ignore[union-attr]
         )
         deadline = time.monotonic() + 10
         while publisher.is_ready:

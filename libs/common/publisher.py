@@ -1,0 +1,259 @@
+"""Publishes run messages: many in flight at once, each confirmed by the broker or not at all.
+
+pika isn't thread-safe, so the connection lives in a thread of its own, and its blocking channel waits for each
+confirm in turn, so this is built on the asynchronous one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import pika
+import structlog
+from pika.channel import Channel
+from pika.exceptions import AMQPError
+
+from libs.common.messages import RunMessage
+from libs.common.topology import REQUEST_ID_HEADER, RUNS_QUEUE, declare_topology
+
+log = structlog.get_logger()
+
+_HEARTBEAT_SECONDS = 30
+_BLOCKED_SECONDS = 30
+_CONNECT_SECONDS = 5
+_CLOSE_SECONDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message and the request that it goes back to."""
+
+    message: RunMessage
+    request_id: str
+
+    @property
+    def id(self) -> str:
+        return str(self.message.run_id)
+
+
+class Publishes(Protocol):
+    """What dispatch needs of a publisher."""
+
+    @property
+    def is_ready(self) -> bool: ...
+
+    def publish(self, outgoing: Sequence[Outgoing], *, timeout_seconds: float) -> set[str]: ...
+
+
+class _Batch:
+    """The messages of one call, until each is confirmed or given up."""
+
+    def __init__(self, outgoing: Sequence[Outgoing]) -> None:
+        self.outgoing = outgoing
+        self.open = {entry.id for entry in outgoing}
+        self.confirmed: set[str] = set()
+        self.done = threading.Event()
+
+    def settle(self, message_id: str, *, is_confirmed: bool) -> None:
+        self.open.discard(message_id)
+        if is_confirmed:
+            self.confirmed.add(message_id)
+        if not self.open:
+            self.done.set()
+
+
+class Publisher:
+    """A connection that comes back by itself. `start` it; `close` it at the end.
+
+    Each connection declares the topology anew, so a broker that was wiped has its queues again.
+    """
+
+    def __init__(self, url: str, *, name: str, retry_seconds: float = 1.0) -> None:
+        self._parameters = pika.URLParameters(url)
+        self._parameters.heartbeat = _HEARTBEAT_SECONDS
+        self._parameters.blocked_connection_timeout = _BLOCKED_SECONDS
+        self._parameters.socket_timeout = _CONNECT_SECONDS
+        self._parameters.stack_timeout = _CONNECT_SECONDS
+        self._parameters.client_properties = {"connection_name": name}
+        self._retry_seconds = retry_seconds
+        self._lock = threading.Lock()
+        self._link: _Link | None = None
+        self._ready = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Close the connection; what is not confirmed by then counts as not published."""
+        self._closing.set()
+        with self._lock:
+            if self._link is not None:
+                self._link.ask_to_close()
+        self._thread.join(_CLOSE_SECONDS)
+
+    @property
+    def is_ready(self) -> bool:
+        return self._ready.is_set()
+
+    def wait_until_ready(self, seconds: float) -> bool:
+        return self._ready.wait(seconds)
+
+    def check(self) -> None:
+        """Raise when the broker can't be reached; for `/readyz`."""
+        if not self.is_ready:
+            raise ConnectionError("not connected")
+
+    def publish(self, outgoing: Sequence[Outgoing], *, timeout_seconds: float) -> set[str]:
+        """Send all at once, and wait for the confirms. Returns the ids of the runs whose message is safe.
+
+        The others may have arrived or not: publish them again later, a second message is harmless.
+        """
+        if not outgoing:
+            return set()
+        batch = _Batch(outgoing)
+        with self._lock:
+            if self._link is None or not self.is_ready:
+                return set()
+            self._link.send(batch)
+        batch.done.wait(timeout_seconds)
+        return set(batch.confirmed)
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            try:
+                self._serve_one_connection()
+            except (AMQPError, OSError) as error:
+                log.warning("broker_connection_failed", error=type(error).__name__)
+            except Exception:
+                log.exception("publisher_failed")
+            self._closing.wait(self._retry_seconds)
+
+    def _serve_one_connection(self) -> None:
+        link = _Link(self._parameters, on_ready=self._ready.set)
+        with self._lock:
+            self._link = link
+        try:
+            if not self._closing.is_set():
+                link.serve()
+        finally:
+            self._ready.clear()
+            with self._lock:
+                self._link = None
+            link.give_up()
+
+
+class _Link:
+    """One connection, from its opening to its end. Its callbacks all run in the thread that serves it."""
+
+    def __init__(self, parameters: pika.URLParameters, *, on_ready: Any) -> None:
+        self._on_ready = on_ready
+        self._channel: Channel | None = None
+        self._next_tag = 1
+        self._unconfirmed: dict[int, tuple[_Batch, str]] = {}
+        self._returned: set[str] = set()
+        self._batches: set[_Batch] = set()
+        self._connection = pika.SelectConnection(
+            parameters,
+            on_open_callback=self._on_open,
+            on_open_error_callback=self._on_end,
+            on_close_callback=self._on_end,
+        )
+
+    def serve(self) -> None:
+        """Returns when the connection has ended."""
+        self._connection.ioloop.start()
+
+    def send(self, batch: _Batch) -> None:
+        """Called from other threads, while they know that this link is served."""
+        self._batches.add(batch)
+        self._connection.ioloop.add_callback_threadsafe(partial(self._send, batch))
+
+    def ask_to_close(self) -> None:
+        self._connection.ioloop.add_callback_threadsafe(self._close)
+
+    def give_up(self) -> None:
+        """Nothing more will be confirmed here: let those who wait go on."""
+        for batch in self._batches:
+            batch.done.set()
+        self._batches.clear()
+
+    def _close(self) -> None:
+        if self._connection.is_open:
+            self._connection.close()
+        else:
+            self._connection.ioloop.stop()
+
+    def _on_open(self, connection: pika.SelectConnection) -> None:
+        connection.channel(on_open_callback=self._on_channel)
+
+    def _on_end(self, connection: pika.SelectConnection, reason: Exception) -> None:
+        log.warning("broker_connection_ended", reason=type(reason).__name__)
+        connection.ioloop.stop()
+
+    def _on_channel(self, channel: Channel) -> None:
+        channel.add_on_close_callback(self._on_channel_closed)
+        channel.add_on_return_callback(self._on_return)
+        # Without a callback these don't wait. The broker takes them in order, so the answer to the last request
+        # means that all are done; one that it refuses closes the channel.
+        declare_topology(channel)
+        channel.confirm_delivery(self._on_confirm, callback=partial(self._on_confirming, channel))
+
+    def _on_confirming(self, channel: Channel, _frame: Any) -> None:
+        self._channel = channel
+        log.info("broker_connected")
+        self._on_ready()
+
+    def _on_channel_closed(self, _channel: Channel, reason: Exception) -> None:
+        self._channel = None
+        if self._connection.is_open:
+            # The broker refused something, such as a queue that exists with other arguments.
+            log.error("broker_closed_channel", reason=str(reason))
+            self._connection.close()
+
+    def _send(self, batch: _Batch) -> None:
+        channel = self._channel
+        if channel is None or not channel.is_open:
+            batch.done.set()
+            return
+        for entry in batch.outgoing:
+            self._unconfirmed[self._next_tag] = (batch, entry.id)
+            self._next_tag += 1
+            channel.basic_publish(
+                "",
+                RUNS_QUEUE,
+                entry.message.encode(),
+                pika.BasicProperties(
+                    content_type="application/json",
+                    delivery_mode=pika.DeliveryMode.Persistent.value,
+                    message_id=entry.id,
+                    headers={REQUEST_ID_HEADER: entry.request_id},
+                ),
+                mandatory=True,
+            )
+
+    def _on_return(self, channel: Channel, _method: Any, properties: pika.BasicProperties, _body: bytes) -> None:
+        # The queue is gone: somebody removed it under us. A return comes before its confirm.
+        log.error("message_returned", run_id=properties.message_id)
+        self._returned.add(properties.message_id or "")
+        declare_topology(channel)
+
+    def _on_confirm(self, frame: Any) -> None:
+        method = frame.method
+        is_ack = isinstance(method, pika.spec.Basic.Ack)
+        for tag in self._list_tags(method.delivery_tag, is_multiple=method.multiple):
+            batch, message_id = self._unconfirmed.pop(tag)
+            batch.settle(message_id, is_confirmed=is_ack and message_id not in self._returned)
+            self._returned.discard(message_id)
+            if batch.done.is_set():
+                self._batches.discard(batch)
+
+    def _list_tags(self, tag: int, *, is_multiple: bool) -> list[int]:
+        if not is_multiple:
+            return [tag] if tag in self._unconfirmed else []
+        return [known for known in self._unconfirmed if known <= tag]
