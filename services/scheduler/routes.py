@@ -10,6 +10,7 @@ from flask import Response, g, request
 
 from libs.common.errors import NotFound
 from libs.common.openapi import ApiBlueprint
+from libs.common.paging import Page
 from libs.common.tokens import Identity, TokenVerifier, require_identity
 from services.scheduler.schemas import (
     LogQuerySchema,
@@ -20,7 +21,7 @@ from services.scheduler.schemas import (
     TaskSchema,
     parse_id,
 )
-from services.scheduler.tasks import Page, Tasks
+from services.scheduler.tasks import Tasks
 
 _SECURITY: list[dict[str, list[str]]] = [{"bearer": []}]
 

@@ -10,8 +10,8 @@ from uuid import UUID
 import marshmallow as ma
 from marshmallow import fields, validate
 
+from libs.common.paging import PageQuery, QueryWhole
 from libs.common.schema import BaseSchema, Number, Text, Timestamp, Whole
-from services.scheduler.cursor import BadCursor, Place, decode_cursor
 from services.scheduler.images import MAX_IMAGE_LENGTH, is_image_reference
 from services.scheduler.states import LogStream, Network, Reason, RunStatus, TaskStatus
 
@@ -26,7 +26,6 @@ MAX_LABELS = 20
 MAX_TIMEOUT_SECONDS = 604_800
 MAX_STOP_GRACE_SECONDS = 3600
 MAX_PIDS = 32_768
-MAX_PAGE = 200
 MAX_TAIL = 1_000_000
 _WHOLE_MAX = 2**31 - 1
 
@@ -216,28 +215,14 @@ class StatusList(fields.List[Any]):
         return [TaskStatus(str(word)) for word in super()._deserialize(words, attr, data, **kwargs)]
 
 
-class CursorField(fields.Field[Place]):
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("metadata", {}).update({"type": "string", "description": "A list's nextCursor."})
-        super().__init__(**kwargs)
-
-    def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> Place:
-        try:
-            return decode_cursor(value)
-        except BadCursor as error:
-            raise ma.ValidationError("Must be the nextCursor of a list.") from error
-
-
-class TaskQuerySchema(BaseSchema):
+class TaskQuerySchema(PageQuery):
     status = StatusList(load_default=None)
     since = Timestamp(load_default=None, metadata={"description": "Created then or later."})
     until = Timestamp(load_default=None, metadata={"description": "Created before."})
     user_id = Identifier(load_default=None, metadata={"description": "Admins only."})
-    limit = fields.Integer(load_default=50, validate=validate.Range(1, MAX_PAGE))
-    cursor = CursorField(load_default=None)
 
 
 class LogQuerySchema(BaseSchema):
-    attempt = fields.Integer(load_default=None, validate=validate.Range(1, _WHOLE_MAX))
+    attempt = QueryWhole(load_default=None, validate=validate.Range(1, _WHOLE_MAX))
     stream = fields.String(load_default="both", validate=validate.OneOf([*LogStream, "both"]))
-    tail = fields.Integer(load_default=None, validate=validate.Range(0, MAX_TAIL))
+    tail = QueryWhole(load_default=None, validate=validate.Range(0, MAX_TAIL))

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
+from libs.common.paging import Cursor
 from libs.common.postgres import Connection, load_queries
-from services.scheduler.cursor import Place
 from services.scheduler.states import LOG_STREAM_NUMBERS, LogStream, TaskStatus
-from services.scheduler.waiting import Capacity
+from services.scheduler.waiting import EXECUTOR_SEEN_WITHIN, Capacity
 
 QUERIES = load_queries("services.scheduler")
-
-# An executor that was silent for longer doesn't count as one that could take a task.
-EXECUTOR_SEEN_WITHIN = timedelta(seconds=15)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +91,7 @@ class TaskFilter:
     statuses: Sequence[TaskStatus]
     since: datetime
     until: datetime
-    before: Place
+    before: Cursor
     limit: int
 
 

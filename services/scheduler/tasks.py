@@ -14,10 +14,10 @@ import structlog
 
 from libs.common.clock import utc_now
 from libs.common.errors import Forbidden, Invalid, NotFound
+from libs.common.paging import Cursor, Page, to_page
 from libs.common.postgres import Pool, in_transaction
 from libs.common.tokens import Identity
 from services.scheduler import store
-from services.scheduler.cursor import Place, encode_cursor
 from services.scheduler.images import is_image_allowed
 from services.scheduler.output import decode_result, keep_last_lines
 from services.scheduler.states import TERMINAL_TASK, LogStream, RunStatus, TaskStatus
@@ -35,7 +35,7 @@ WAKE_WITHIN = timedelta(seconds=1.5)
 _CAPACITY_SECONDS = 1.0
 _LONG_AGO = datetime(2, 1, 1, tzinfo=UTC)
 _FAR_AHEAD = datetime(9998, 1, 1, tzinfo=UTC)
-_BEFORE_ALL = Place(_FAR_AHEAD, UUID(int=2**128 - 1))
+_BEFORE_ALL = Cursor(_FAR_AHEAD, UUID(int=2**128 - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,6 @@ class OperatorLimits:
     cpus: float
     memory_mb: int
     images: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    items: list[dict[str, Any]]
-    next_cursor: str | None
 
 
 class Tasks:
@@ -104,10 +98,8 @@ class Tasks:
         )
         with self._pool.connection() as connection:
             found = store.list_tasks(connection, wanted)
-        shown = found[:limit]
-        has_more = len(found) > limit
-        cursor = encode_cursor(Place(shown[-1].created_at, shown[-1].id)) if has_more else None
-        return Page([self._view(task) for task in shown], cursor)
+        page = to_page(found, limit=limit)
+        return Page([self._view(task) for task in page.items], page.next_cursor)
 
     def cancel(self, identity: Identity, task_id: UUID) -> tuple[dict[str, Any], bool]:
         """Stop the task. Returns it and whether that changed anything: a terminal task stays as it is."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from libs.common.clock import format_time
 from services.scheduler.states import RunStatus, TaskStatus
+
+# An executor that was silent for longer doesn't count as one that could take a task.
+EXECUTOR_SEEN_WITHIN = timedelta(seconds=15)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,8 @@ DELETE FROM scheduler.tasks
 SELECT t.id
   FROM scheduler.tasks t
  WHERE t.user_id = ANY (%(user_ids)s) AND t.status IN ('pending', 'queued')
+   AND NOT EXISTS (
+       SELECT FROM scheduler.runs WHERE task_id = t.id AND status IN ('claimed', 'running', 'stopping'))
  ORDER BY t.id
  LIMIT %(limit)s
    FOR NO KEY UPDATE SKIP LOCKED

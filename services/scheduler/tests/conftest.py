@@ -18,9 +18,10 @@ from libs.common.config import Secret
 from libs.common.postgres import Pool, open_pool
 from services.scheduler.app import build_app
 from services.scheduler.config import HttpConfig
+from services.scheduler.dispatch import DispatchConfig, Dispatcher
+from services.scheduler.tests.executors import SERVICE_TOKEN, FakeExecutor
 from services.scheduler.users_client import Deletion
 
-SERVICE_TOKEN = "service-token"
 KID = "test"
 _PRIVATE_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
@@ -57,6 +58,19 @@ class CountingWaker:
 
     def ping(self) -> None:
         """Always there."""
+
+
+class FakePublisher:
+    """A broker that takes everything, or nothing."""
+
+    def __init__(self) -> None:
+        self.is_ready = True
+        self.confirms = True
+        self.sent: list[str] = []
+
+    def publish(self, outgoing, *, timeout_seconds):
+        self.sent += [entry.id for entry in outgoing]
+        return {entry.id for entry in outgoing} if self.confirms else set()
 
 
 class ApiClient:
@@ -170,3 +184,32 @@ def other(client) -> ApiClient:
 @pytest.fixture
 def admin(client) -> ApiClient:
     return ApiClient(client, uuid.uuid4(), ["user", "admin"])
+
+
+@pytest.fixture
+def publisher():
+    return FakePublisher()
+
+
+@pytest.fixture
+def dispatcher(pool, publisher):
+    return Dispatcher(pool=pool, publisher=publisher, config=DispatchConfig())
+
+
+@pytest.fixture
+def executor(client):
+    executor = FakeExecutor(client)
+    executor.sync()
+    return executor
+
+
+@pytest.fixture
+def queue(user, executor, dispatcher, publisher):
+    """Create a task and dispatch it: the task and the id of its run."""
+
+    def queue(**fields):
+        task = user.create(**fields)
+        assert dispatcher.run_once().dispatched == 1
+        return task, publisher.sent[-1]
+
+    return queue

@@ -10,14 +10,15 @@ from typing import Any
 from flask.testing import FlaskClient
 
 from libs.common.clock import format_time, utc_now
-from services.scheduler.tests.conftest import SERVICE_TOKEN
+
+SERVICE_TOKEN = "service-token"
 
 
 class FakeExecutor:
     """Keeps what it holds like a real one, and sends it with every sync."""
 
     def __init__(self, client: FlaskClient, *, name: str = "e1", engine: str = "engine-1", slots: int = 4) -> None:
-        self._client = client
+        self.client = client
         self.name = name
         self.engine = engine
         self.slots = slots
@@ -44,7 +45,7 @@ class FakeExecutor:
             **lists,
         }
         headers = {"Authorization": f"Bearer {SERVICE_TOKEN}"}
-        return self._client.post("/internal/executors/sync", json=body, headers=headers)
+        return self.client.post("/internal/executors/sync", json=body, headers=headers)
 
     def sync(self, **lists: Any) -> dict[str, Any]:
         answer = self.post(**lists)

@@ -1,0 +1,177 @@
+"""The sweep loop: what crashes, cuts and deletions left behind is found and put right.
+
+Each duty is one small transaction that skips what others have in hand, so replicas may sweep at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import structlog
+
+from libs.common.clock import utc_now
+from libs.common.errors import Unavailable
+from libs.common.postgres import Connection, Pool, in_transaction
+from services.scheduler import loop_store, run_store
+from services.scheduler.dispatch import Dispatcher
+from services.scheduler.endings import Closed, close_runs, observe_closed
+from services.scheduler.metrics import EXECUTORS, REPUBLISHED, RUNS_LOST, SLOTS, SLOTS_USED, TASKS
+from services.scheduler.run_store import Finished, LockedRun
+from services.scheduler.states import Outcome
+from services.scheduler.store import read_capacity
+from services.scheduler.users_client import UsersClient
+
+log = structlog.get_logger()
+
+_LOST_MESSAGE = "The engine that ran it was silent for too long and was given up."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepConfig:
+    """`tick`: between two looks at what must be published again. `slow_tick`: between two of everything else.
+
+    `executor_silence`: after which an engine is given up (EXECUTOR_LOST_SECONDS). `deletions_overlap`: how far
+    back each look at the deleted users goes beyond the one before.
+    """
+
+    tick: timedelta = timedelta(seconds=1)
+    slow_tick: timedelta = timedelta(seconds=5)
+    executor_silence: timedelta = timedelta(seconds=300)
+    executor_forgotten: timedelta = timedelta(days=1)
+    deletions_overlap: timedelta = timedelta(seconds=60)
+    deletions_first: timedelta = timedelta(days=1)
+    batch_size: int = 500
+
+
+class Sweeper:
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        dispatcher: Dispatcher,
+        users: UsersClient,
+        config: SweepConfig,
+        wake_dispatch: Callable[[], None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pool = pool
+        self._dispatcher = dispatcher
+        self._users = users
+        self._config = config
+        self._wake_dispatch = wake_dispatch
+        self._monotonic = monotonic
+        self._slow_at = float("-inf")
+        self._deletions_since: datetime | None = None
+
+    def run_once(self) -> timedelta:
+        """Do what is due of the duties; how long to wait then."""
+        self.publish_again()
+        if self._monotonic() - self._slow_at >= self._config.slow_tick.total_seconds():
+            self._slow_at = self._monotonic()
+            self.close_lost_runs()
+            self.purge_deleted_tasks()
+            self.forget_executors()
+            self.measure()
+            self.cancel_tasks_of_deleted_users()
+        return self._config.tick
+
+    def publish_again(self) -> int:
+        """Runs whose message never left, or was not claimed in time."""
+        count = self._dispatcher.publish_again(limit=self._config.batch_size)
+        if count:
+            REPUBLISHED.inc(count)
+            log.warning("runs_published_again", runs=count)
+        return count
+
+    def close_lost_runs(self) -> int:
+        """Runs of engines that were silent for too long: promise 2's exception."""
+        closed = in_transaction(self._pool, self._close_lost_runs)
+        observe_closed(closed)
+        if closed:
+            RUNS_LOST.inc(len(closed))
+            log.error("runs_given_up", runs=len(closed))
+            self._wake_dispatch()
+        return len(closed)
+
+    def purge_deleted_tasks(self) -> int:
+        """Tasks that were deleted while they ran, whose run has closed since."""
+        limit = self._config.batch_size
+        count = in_transaction(
+            self._pool, lambda connection: loop_store.purge_deleted_tasks(connection, limit=limit)
+        )
+        if count:
+            log.info("deleted_tasks_purged", tasks=count)
+        return count
+
+    def cancel_tasks_of_deleted_users(self) -> int:
+        """Waiting tasks of users that the users service says were deleted."""
+        since = self._deletions_since or utc_now() - self._config.deletions_first
+        asked_at = utc_now()
+        try:
+            deletions = self._users.list_deletions(since)
+        except Unavailable:
+            log.warning("deletions_unknown")
+            return 0
+        user_ids = {deletion.user_id for deletion in deletions}
+        count = self._cancel_all(user_ids) if user_ids else 0
+        self._deletions_since = asked_at - self._config.deletions_overlap
+        return count
+
+    def forget_executors(self) -> int:
+        silence = self._config.executor_forgotten
+        return in_transaction(
+            self._pool, lambda connection: loop_store.forget_executors(connection, silence=silence)
+        )
+
+    def measure(self) -> None:
+        """Set the gauges."""
+        with self._pool.connection() as connection:
+            counts = loop_store.count_tasks(connection)
+            capacity = read_capacity(connection)
+        for status, count in counts.items():
+            TASKS.labels(status).set(count)
+        EXECUTORS.set(capacity.executors)
+        SLOTS.set(capacity.slots)
+        SLOTS_USED.set(capacity.running)
+
+    def _close_lost_runs(self, connection: Connection) -> list[Closed]:
+        lost = run_store.lock_lost_runs(
+            connection, silence=self._config.executor_silence, limit=self._config.batch_size
+        )
+        return close_runs(connection, [(run, _report_lost(run)) for run in lost])
+
+    def _cancel_all(self, user_ids: set[UUID]) -> int:
+        limit = self._config.batch_size
+        total = 0
+        while True:
+            count = in_transaction(
+                self._pool,
+                lambda connection: loop_store.cancel_waiting_tasks_of(connection, user_ids, limit=limit),
+            )
+            total += count
+            if count < limit:
+                break
+        if total:
+            log.info("tasks_of_deleted_users_cancelled", tasks=total)
+        return total
+
+
+def _report_lost(run: LockedRun) -> Finished:
+    return Finished(
+        run_id=run.run_id,
+        epoch=run.epoch,
+        outcome=Outcome.LOST,
+        reason=None,
+        exit_code=None,
+        error_msg=_LOST_MESSAGE,
+        result=None,
+        started_at=None,
+        finished_at=None,
+        image_digest=None,
+        container_id=None,
+        max_memory_mb=None,
+    )

@@ -1,0 +1,74 @@
+"""What must agree: enums and CHECKs, queries and their users, the page and the code."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+
+import pytest
+
+from libs.common.migrate import read_migrations
+from libs.common.postgres import load_queries
+from services.scheduler.states import (
+    LOG_STREAM_NUMBERS,
+    RUN_MOVES,
+    TASK_MOVES,
+    Network,
+    Reason,
+    RunStatus,
+    StopReason,
+    TaskStatus,
+)
+
+_PACKAGE = Path(__file__).parents[1]
+_PAGE = (_PACKAGE.parents[1] / "docs" / "task-model.md").read_text(encoding="utf-8")
+_SCHEMA = "\n".join(migration.text for migration in read_migrations("scheduler"))
+
+
+@pytest.mark.parametrize(
+    ("constraint", "names"),
+    [
+        ("tasks_status", TaskStatus),
+        ("tasks_reason", Reason),
+        ("tasks_network", Network),
+        ("runs_status", RunStatus),
+        ("runs_reason", Reason),
+        ("runs_stop_reason", StopReason),
+    ],
+)
+def test_the_names_of_an_enum_are_those_of_its_check(constraint, names):
+    match = re.search(rf"CONSTRAINT {constraint} CHECK \(\w+ IN \(([^)]*)\)\)", _SCHEMA)
+
+    assert match is not None
+    assert re.findall(r"'(\w+)'", match[1]) == list(names)
+
+
+def test_the_numbers_of_the_streams_are_those_of_their_check():
+    match = re.search(r"CONSTRAINT run_logs_stream CHECK \(stream IN \(([^)]*)\)\)", _SCHEMA)
+
+    assert match is not None
+    assert [int(number) for number in match[1].split(",")] == list(LOG_STREAM_NUMBERS.values())
+
+
+def test_every_named_query_is_used_and_every_used_one_exists():
+    code = "\n".join(path.read_text(encoding="utf-8") for path in _PACKAGE.glob("*.py"))
+    used = set(re.findall(r'QUERIES\["(\w+)"\]', code)) | set(re.findall(r'"(list_tasks\w*)"', code))
+
+    assert used == set(load_queries("services.scheduler"))
+
+
+@pytest.mark.parametrize(("heading", "moves"), [("Moves of a task", TASK_MOVES), ("Moves of a run", RUN_MOVES)])
+def test_the_table_of_moves_in_the_task_model_is_the_codes(heading, moves):
+    section = _PAGE.partition(f"### {heading}\n")[2].partition("\n#")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", section, re.MULTILINE)
+
+    assert {source: set(re.findall(r"`(\w+)`", targets)) for source, targets in rows} == {
+        str(source): {str(target) for target in targets} for source, targets in moves.items()
+    }
+
+
+@pytest.mark.parametrize("names", [TaskStatus, RunStatus])
+def test_the_task_model_says_something_about_every_state(names: type[StrEnum]):
+    for name in names:
+        assert re.search(rf"^- \*\*`{name}`\*\*", _PAGE, re.MULTILINE), name
