@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import re
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -48,6 +49,8 @@ def open_pool(dsn: str, *, name: str, max_size: int, wait_seconds: float = 5.0) 
         },
     )
     pool.open(wait=False)
+    # Left to the interpreter's end, its threads can't be stopped any more, and the process waits 5 s for each.
+    atexit.register(pool.close)
     return pool
 
 
