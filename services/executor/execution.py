@@ -160,6 +160,8 @@ class Execution:
             self._start(container_id)
         except _Adopt as adopt:
             return self._take_over_container(adopt.state)
+        # Whatever was wrong with the engine before is over, and didn't touch this container.
+        self._gap_began = None
         log.info("run_started", attempt=self._run.spec.number, container_id=container_id[:12])
         self._watch(container_id, utc_now())
         return container_id
@@ -312,12 +314,11 @@ class Execution:
         pauses = _pauses()
         with _phase("run"):
             while True:
-                complete = self._read_attached()
-                if not complete:
-                    self._read_copy(container_id)
+                complete = self._read_output(container_id)
                 state = self._get_state(container_id)
                 if state.exited:
-                    if not complete:
+                    # A stream that the engine took down with it ends like one that is complete.
+                    if not complete or self._gap_began is not None:
                         self._read_copy(container_id)
                     self._check_exit_across_gap(state)
                     return state
@@ -325,10 +326,14 @@ class Execution:
                 self._gap_began = None
                 self._run.closed.wait(next(pauses))
 
-    def _read_attached(self) -> bool:
-        """Take what the container writes. True when all of it has come this way."""
+    def _read_output(self, container_id: str) -> bool:
+        """Take what the container writes. True when all of it has come."""
         attached, self._attached = self._attached, None
-        return attached is not None and self._take_output(attached)
+        if attached is not None:
+            return self._take_output(attached)
+        self._read_copy(container_id)
+        # The copy may lack what was written just before the end.
+        return False
 
     def _read_copy(self, container_id: str) -> None:
         """Take what the engine kept, skipping what has been seen."""

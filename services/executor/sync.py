@@ -31,7 +31,8 @@ log = structlog.get_logger()
 PATH = "/internal/executors/sync"
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 20.0
-BUSY_INTERVAL_SECONDS = 2.0
+# A stop request reaches a container with the next answer, and must within 2 s.
+BUSY_INTERVAL_SECONDS = 1.0
 IDLE_INTERVAL_SECONDS = 5.0
 OUTPUT_DELAY_SECONDS = 1.0
 FIRST_BACKOFF_SECONDS = 0.2
