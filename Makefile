@@ -5,6 +5,8 @@ MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
 VENV_STAMP := .venv/.requirements-installed
+# For every Python that we support, and naming no index: that is each machine's own.
+COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 # Further arguments for pytest: make test-unit ARGS='-k cron'
 ARGS :=
 
@@ -83,10 +85,8 @@ bench: $(VENV_STAMP) ## Measure a system of its own against a bare loop over the
 	@deploy/with_test_stack.sh $(BIN)/python -m bench
 
 requirements: $(VENV_STAMP) ## Compile requirements/*.in into hashed requirements/*.txt
-	@for name in runtime dev; do \
-	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-	    requirements/$$name.in --output-file requirements/$$name.txt; \
-	done
+	@cd requirements && ../$(BIN)/uv $(COMPILE) runtime.in --output-file runtime.txt
+	@cd requirements && ../$(BIN)/uv $(COMPILE) dev.in --constraint runtime.txt --output-file dev.txt
 
 $(VENV_STAMP): requirements/dev.txt
 	@deploy/venv.sh

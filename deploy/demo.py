@@ -79,7 +79,7 @@ def list_examples(now: datetime) -> list[Example]:
         ),
         Example(
             "environment values with spaces and newlines",
-            {"command": "printenv", "args": ["POEM"], "environment": {"POEM": poem}},
+            {"command": "sh", "args": ["-c", 'printf "%s\\n" "$POEM"'], "environment": {"POEM": poem}},
             prints=f"{poem}\n",
         ),
         Example(

@@ -2,17 +2,17 @@
 
 BIND_PORT            the port to listen on, required
 WEB_CONCURRENCY      worker processes, default 1: each costs some 60 MB
-WEB_THREADS          threads in each, default 16
+WEB_WORKER           gthread, or gevent for a service that strangers reach: there a slow client costs next to
+                     nothing, while it would keep one of gthread's threads, and even its main loop, waiting
+WEB_THREADS          threads in each gthread worker, default 16
 """
 
 import os
-import socket
-import struct
 
 bind = f"0.0.0.0:{os.environ['BIND_PORT']}"
 workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
 threads = int(os.environ.get("WEB_THREADS", "16"))
-worker_class = "gthread"
+worker_class = os.environ.get("WEB_WORKER", "gthread")
 # Pools and threads don't survive a fork, so each worker loads the app itself.
 preload_app = False
 
@@ -24,7 +24,8 @@ control_socket_disable = True
 # what they wait for. Services stop within graceful_timeout, and Compose waits a little longer than that.
 timeout = 60
 graceful_timeout = 25
-keepalive = 65
+# Also the longest that a gevent worker waits for a request's headers.
+keepalive = 30
 
 # Enough for a browser's cookies and a token; more is an attack.
 limit_request_line = 8190
@@ -39,23 +40,6 @@ proxy_protocol = False
 accesslog = None
 errorlog = "-"
 loglevel = "warning"
-
-
-# A client that sends or takes nothing for so long gives its thread back.
-STALLED_CLIENT_SECONDS = 15
-
-
-def when_ready(server):
-    """Keeps slow clients from occupying threads; accepted connections inherit these options.
-
-    gunicorn's threads read with blocking calls: the kernel ends those, and it doesn't even hand over a
-    connection before its first byte.
-    """
-    stalled = struct.pack("ll", STALLED_CLIENT_SECONDS, 0)
-    for listener in server.LISTENERS:
-        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, stalled)
-        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, stalled)
-        listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, STALLED_CLIENT_SECONDS)
 
 
 def child_exit(server, worker):  # noqa: ARG001  gunicorn passes both.
