@@ -19,7 +19,7 @@ from uuid import UUID
 import structlog
 
 from libs.common.messages import RunMessage
-from libs.common.postgres import Connection, Pool, in_transaction
+from libs.common.postgres import Connection, Pool, in_transaction, on_connection
 from libs.common.publisher import Outgoing, Publishes
 from services.scheduler import loop_store
 from services.scheduler.loop_store import Backlog, DueTask, QueuedRun
@@ -67,8 +67,7 @@ class Dispatcher:
 
     def run_once(self) -> Pass:
         """Dispatch what is due, as far as there is room."""
-        with self._pool.connection() as connection:
-            backlog = loop_store.read_backlog(connection)
+        backlog = on_connection(self._pool, loop_store.read_backlog)
         OVERDUE.set(_overdue_seconds(backlog))
         room = decide_room(backlog, claimed=self._claims.note(backlog.claims_total))
         limit = min(room, self._config.batch_size)
@@ -128,8 +127,10 @@ class Dispatcher:
     def _mark_published(self, run_ids: Sequence[UUID]) -> None:
         if not run_ids:
             return
-        with self._pool.connection() as connection:
-            loop_store.mark_published(connection, run_ids, claim_within=self._config.claim_within)
+        within = self._config.claim_within
+        on_connection(
+            self._pool, lambda connection: loop_store.mark_published(connection, run_ids, claim_within=within)
+        )
 
 
 class RecentClaims:

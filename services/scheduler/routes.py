@@ -34,7 +34,7 @@ def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:
 
     @routes.post("/api/tasks/")
     @routes.doc(security=_SECURITY, operationId="createTask")
-    @routes.arguments(NewTaskSchema)
+    @routes.arguments(NewTaskSchema())
     @routes.response(201, TaskSchema)
     def create_task(fields: dict[str, Any]) -> tuple[dict[str, Any], int, dict[str, str]]:
         """Create a task."""
@@ -43,7 +43,7 @@ def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:
 
     @routes.get("/api/tasks/")
     @routes.doc(security=_SECURITY, operationId="listTasks")
-    @routes.arguments(TaskQuerySchema, location="query")
+    @routes.arguments(TaskQuerySchema(), location="query")
     @routes.response(200, TaskPageSchema)
     def list_tasks(query: dict[str, Any]) -> Page:
         """List tasks, newest first: one's own; for an admin everybody's."""
@@ -81,7 +81,7 @@ def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:
 
     @routes.get("/api/tasks/<task_id>/logs")
     @routes.doc(security=_SECURITY, operationId="getLogs")
-    @routes.arguments(LogQuerySchema, location="query")
+    @routes.arguments(LogQuerySchema(), location="query")
     @routes.response(200, {"type": "string", "format": "binary"}, content_type="text/plain")
     def get_logs(query: dict[str, Any], task_id: str) -> Response:
         """Read what a run printed, as plain text, byte for byte."""

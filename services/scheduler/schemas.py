@@ -26,6 +26,7 @@ MAX_LABELS = 20
 MAX_TIMEOUT_SECONDS = 604_800
 MAX_STOP_GRACE_SECONDS = 3600
 MAX_PIDS = 32_768
+DEFAULT_PIDS = 128
 MAX_TAIL = 1_000_000
 _WHOLE_MAX = 2**31 - 1
 
@@ -93,7 +94,7 @@ def _argument(**kwargs: Any) -> Text:
 class ResourcesSchema(BaseSchema):
     cpus = Number(validate=validate.Range(0.05, 64), metadata={"description": "Cores. Default 1."})
     memory_mb = Whole(validate=validate.Range(16, 1_048_576), metadata={"description": "MiB. Default 256."})
-    pids = Whole(load_default=128, validate=validate.Range(1, MAX_PIDS))
+    pids = Whole(load_default=DEFAULT_PIDS, validate=validate.Range(1, MAX_PIDS))
 
 
 class NewTaskSchema(BaseSchema):
@@ -131,7 +132,7 @@ class NewTaskSchema(BaseSchema):
     priority = Whole(load_default=5, validate=validate.Range(0, 9))
     timeout_seconds = Whole(load_default=3600, validate=validate.Range(1, MAX_TIMEOUT_SECONDS))
     stop_grace_seconds = Whole(load_default=10, validate=validate.Range(0, MAX_STOP_GRACE_SECONDS))
-    resources = fields.Nested(ResourcesSchema, load_default=lambda: ResourcesSchema().load({}))
+    resources = fields.Nested(ResourcesSchema, load_default=lambda: {"pids": DEFAULT_PIDS})
     network = Text(load_default=Network.EGRESS, validate=validate.OneOf(list(Network)))
     user_id = Identifier(load_default=None, allow_none=True, metadata={"description": "Admins only."})
 

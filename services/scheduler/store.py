@@ -154,6 +154,12 @@ def find_task(connection: Connection, task_id: UUID) -> Task | None:
         return cursor.execute(QUERIES["find_task"], {"task_id": task_id}).fetchone()
 
 
+def find_owner(connection: Connection, task_id: UUID) -> UUID | None:
+    """Whose task it is; None when there is no such task."""
+    row = connection.execute(QUERIES["find_owner"], {"task_id": task_id}).fetchone()
+    return None if row is None else row["user_id"]
+
+
 def list_tasks(connection: Connection, wanted: TaskFilter) -> list[Task]:
     """At most `wanted.limit` tasks, newest first."""
     query = "list_tasks" if wanted.user_id is None else "list_tasks_of_user"

@@ -16,7 +16,7 @@ import structlog
 
 from libs.common.clock import format_time
 from libs.common.errors import Conflict
-from libs.common.postgres import Connection, Pool, in_transaction
+from libs.common.postgres import Connection, Pool, in_transaction, on_connection
 from services.scheduler import run_store
 from services.scheduler.endings import Closed, close_runs, observe_closed, observe_started
 from services.scheduler.metrics import CLAIMS, SYNC_DURATION, TAKEOVERS
@@ -195,8 +195,12 @@ class _CachedPrefetch:
     def read(self) -> list[str]:
         if time.monotonic() - self._read_at > _PREFETCH_SECONDS:
             self._read_at = time.monotonic()
-            with self._pool.connection() as connection:
-                self._images = run_store.list_images_due_within(connection, self._ahead, limit=_PREFETCH_IMAGES)
+            self._images = on_connection(
+                self._pool,
+                lambda connection: run_store.list_images_due_within(
+                    connection, self._ahead, limit=_PREFETCH_IMAGES
+                ),
+            )
         return self._images
 
 

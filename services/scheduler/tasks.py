@@ -15,7 +15,7 @@ import structlog
 from libs.common.clock import utc_now
 from libs.common.errors import Forbidden, Invalid, NotFound
 from libs.common.paging import Cursor, Page, to_page
-from libs.common.postgres import Pool, in_transaction
+from libs.common.postgres import Connection, Pool, in_transaction, on_connection
 from libs.common.tokens import Identity
 from services.scheduler import store
 from services.scheduler.images import is_image_allowed
@@ -71,15 +71,14 @@ class Tasks:
         owner = self._decide_owner(identity, fields["user_id"])
         _check_scheduled_at(fields["scheduled_at"], now=now)
         new = _to_new_task(fields, owner=owner, limits=self._limits, request_id=request_id)
-        task = in_transaction(self._pool, lambda connection: store.create_task(connection, new))
+        task = on_connection(self._pool, lambda connection: store.create_task(connection, new))
         if task.due_at - now <= WAKE_WITHIN:
             self._wake_dispatch()
         log.info("task_created", task_id=str(task.id), user_id=str(task.user_id), image=task.image)
         return self._view(task)
 
     def get(self, identity: Identity, task_id: UUID) -> dict[str, Any]:
-        with self._pool.connection() as connection:
-            task = store.find_task(connection, task_id)
+        task = on_connection(self._pool, lambda connection: store.find_task(connection, task_id))
         if task is None or not _may_see(identity, task.user_id):
             raise _no_such_task()
         return self._view(task)
@@ -96,15 +95,14 @@ class Tasks:
             # One more than asked for tells whether there is a next page.
             limit=limit + 1,
         )
-        with self._pool.connection() as connection:
-            found = store.list_tasks(connection, wanted)
+        found = on_connection(self._pool, lambda connection: store.list_tasks(connection, wanted))
         page = to_page(found, limit=limit)
         return Page([self._view(task) for task in page.items], page.next_cursor)
 
     def cancel(self, identity: Identity, task_id: UUID) -> tuple[dict[str, Any], bool]:
         """Stop the task. Returns it and whether that changed anything: a terminal task stays as it is."""
 
-        def work(connection: Any) -> tuple[Task | None, bool]:
+        def work(connection: Connection) -> tuple[Task | None, bool]:
             status = _lock_own(connection, identity, task_id).status
             is_live = status not in TERMINAL_TASK
             if is_live:
@@ -120,7 +118,7 @@ class Tasks:
     def delete(self, identity: Identity, task_id: UUID) -> None:
         """Stop the task if it runs, and remove it: from here on it is unknown to the API."""
 
-        def work(connection: Any) -> None:
+        def work(connection: Connection) -> None:
             if _lock_own(connection, identity, task_id).status not in TERMINAL_TASK:
                 store.stop_locked_task(connection, task_id)
             store.remove_locked_task(connection, task_id)
@@ -129,27 +127,28 @@ class Tasks:
         log.info("task_deleted", task_id=str(task_id))
 
     def list_runs(self, identity: Identity, task_id: UUID) -> list[store.Run]:
-        with self._pool.connection() as connection:
-            self._require_visible(connection, identity, task_id)
+
+        def work(connection: Connection) -> list[store.Run]:
+            _require_visible(connection, identity, task_id)
             return store.list_runs(connection, task_id)
+
+        return on_connection(self._pool, work)
 
     def read_log(
         self, identity: Identity, task_id: UUID, *, attempt: int | None, stream: str, tail: int | None
     ) -> bytes:
         """What that attempt (the last one when None) printed; empty before the first."""
         streams = list(LogStream) if stream == "both" else [LogStream(stream)]
-        with self._pool.connection() as connection:
-            self._require_visible(connection, identity, task_id)
+
+        def work(connection: Connection) -> bytes:
+            _require_visible(connection, identity, task_id)
             run_id = store.find_run_of_attempt(connection, task_id, attempt)
             if run_id is None and attempt is not None:
                 raise NotFound(f"The task has no attempt {attempt}.")
-            data = b"" if run_id is None else store.read_log(connection, run_id, streams)
-        return data if tail is None else keep_last_lines(data, tail)
+            return b"" if run_id is None else store.read_log(connection, run_id, streams)
 
-    def _require_visible(self, connection: Any, identity: Identity, task_id: UUID) -> None:
-        task = store.find_task(connection, task_id)
-        if task is None or not _may_see(identity, task.user_id):
-            raise _no_such_task()
+        data = on_connection(self._pool, work)
+        return data if tail is None else keep_last_lines(data, tail)
 
     def _decide_owner(self, identity: Identity, user_id: UUID | None) -> UUID:
         if user_id is None or user_id == identity.user_id:
@@ -189,8 +188,7 @@ class _CachedCapacity:
 
     def read(self) -> Capacity:
         if time.monotonic() - self._read_at > _CAPACITY_SECONDS:
-            with self._pool.connection() as connection:
-                self._capacity = store.read_capacity(connection)
+            self._capacity = on_connection(self._pool, store.read_capacity)
             self._read_at = time.monotonic()
         return self._capacity
 
@@ -199,11 +197,17 @@ def _may_see(identity: Identity, owner: UUID) -> bool:
     return identity.is_admin or identity.user_id == owner
 
 
+def _require_visible(connection: Connection, identity: Identity, task_id: UUID) -> None:
+    owner = store.find_owner(connection, task_id)
+    if owner is None or not _may_see(identity, owner):
+        raise _no_such_task()
+
+
 def _no_such_task() -> NotFound:
     return NotFound("There is no such task.")
 
 
-def _lock_own(connection: Any, identity: Identity, task_id: UUID) -> store.LockedTask:
+def _lock_own(connection: Connection, identity: Identity, task_id: UUID) -> store.LockedTask:
     task = store.lock_task(connection, task_id)
     if task is None or not _may_see(identity, task.user_id):
         raise _no_such_task()

@@ -18,6 +18,9 @@ SELECT t.*, r.status AS run_status, r.published_at IS NOT NULL AS run_published
   LEFT JOIN scheduler.runs r ON r.task_id = t.id AND r.status IN ('queued', 'claimed', 'running', 'stopping')
  WHERE t.id = %(task_id)s AND t.deleted_at IS NULL
 
+-- name: find_owner
+SELECT user_id FROM scheduler.tasks WHERE id = %(task_id)s AND deleted_at IS NULL
+
 -- name: list_tasks
 SELECT t.*, r.status AS run_status, r.published_at IS NOT NULL AS run_published
   FROM (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from datetime import timedelta
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -15,7 +16,7 @@ from services.scheduler import run_store
 from services.scheduler.app import build_app
 from services.scheduler.retry import LOST_LIMIT
 from services.scheduler.sync import SyncConfig
-from services.scheduler.tests.conftest import TestKeys, make_config
+from services.scheduler.tests.conftest import CountingWaker, FakeUsers, TestKeys, make_config
 from services.scheduler.tests.executors import FakeExecutor
 
 pytestmark = pytest.mark.component
@@ -497,16 +498,8 @@ def build_client(pool, *, settle=timedelta(0)):
         make_config(internal_token=Secret("service-token")),
         pool=pool,
         keys=TestKeys(),
-        users=None,
-        waker=SilentWaker(),
+        users=cast("Any", FakeUsers()),
+        waker=cast("Any", CountingWaker()),
         sync_config=SyncConfig(settle=settle),
     )
     return app.test_client()
-
-
-class SilentWaker:
-    def wake(self) -> None:
-        """Nobody listens."""
-
-    def ping(self) -> None:
-        """Always there."""

@@ -300,7 +300,8 @@ def test_a_list_is_newest_first_and_pages_meet_without_gap_or_overlap(user, othe
     created = [user.create(name=f"task {number}")["id"] for number in range(7)]
     other.create()
 
-    seen, cursor = [], ""
+    seen: list[str] = []
+    cursor = ""
     while cursor is not None:
         page = user("GET", "/api/tasks/", query_string={"limit": 3} | ({"cursor": cursor} if cursor else {})).json
         seen.extend(task["id"] for task in page["items"])
