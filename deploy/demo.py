@@ -69,8 +69,9 @@ class Example:
 
 def list_examples(now: datetime) -> list[Example]:
     poem = "Roses are red,\n  violets are $blue;\n\"quotes\" & 'ümläuts' arrive, too."
-    due_at = now + timedelta(seconds=DELAY_SECONDS)
-    clock = ["-c", 'echo "it is $(date -u +%H:%M:%S), due was $DUE"']
+    # A whole second, so that the two times that it prints can be compared.
+    due_at = (now + timedelta(seconds=DELAY_SECONDS + 0.5)).replace(microsecond=0)
+    clock = ["-c", 'echo "it is $(date -u +%H:%M:%S), due at $DUE"']
     return [
         Example(
             "a command with arguments, no shell involved",
@@ -84,12 +85,12 @@ def list_examples(now: datetime) -> list[Example]:
         ),
         Example(
             "a command that fails",
-            {"command": "sh", "args": ["-c", "echo working; echo 'out of luck' >&2; exit 3"]},
+            {"command": "sh", "args": ["-c", "echo working; sleep 0.1; echo 'out of luck' >&2; exit 3"]},
             status="failed",
             exit_code=3,
         ),
         Example(
-            f"a task that is due in {DELAY_SECONDS} seconds",
+            f"a task for later, due at {due_at:%H:%M:%S} UTC",
             {
                 "command": "sh",
                 "args": clock,

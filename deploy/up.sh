@@ -21,7 +21,10 @@ quietly() {
         rm -f "$log"
         return
     fi
-    tail -n 40 "$log" >&2
+    tail -n 15 "$log" >&2
+    if grep -q 'port is already allocated\|address already in use' "$log"; then
+        say "up: another program has the gateway's port: name another one, GATEWAY_PORT in $ENV_FILE, and try again"
+    fi
     say "up: '$*' failed, the whole log is in $log"
     return 1
 }
@@ -32,7 +35,17 @@ make_mounts_readable() {
     chmod a+r "zarf/keys/development.pem" deploy/rabbitmq/*
 }
 
+# Passwords that are made anew wouldn't open data that is there already.
+refuse_foreign_data() {
+    local project=${COMPOSE_PROJECT_NAME:-task-runner}
+    if [ -f "$ENV_FILE" ] || ! docker volume inspect "${project}_postgres-data" >/dev/null 2>&1; then return; fi
+    say "up: this machine has the data of a system '$project', but its settings, deploy/.env, are not here."
+    say "up: copy that file to $ENV_FILE, or delete that system and its data with 'make clean'."
+    return 1
+}
+
 "$here/engine.sh"
+refuse_foreign_data
 "$here/images.sh"
 python3 -m deploy.environment "$ENV_FILE" "$@"
 make_mounts_readable
