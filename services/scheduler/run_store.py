@@ -177,6 +177,16 @@ class TaskSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredOutput:
+    """How much of a run's output is kept already: whoever takes the run over goes on behind it."""
+
+    run_id: UUID
+    next_seq: int
+    stdout_bytes: int
+    stderr_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """One of the scheduler's own loops, or its HTTP side: since when it has been at work without a gap."""
 
@@ -347,6 +357,16 @@ def list_specs(connection: Connection, run_ids: Collection[UUID]) -> dict[UUID, 
     with connection.cursor(row_factory=class_row(TaskSpec)) as cursor:
         rows = cursor.execute(QUERIES["list_specs"], {"run_ids": list(run_ids)})
         return {row.run_id: row for row in rows}
+
+
+def measure_logs(connection: Connection, run_ids: Collection[UUID]) -> dict[UUID, StoredOutput]:
+    """Of each run that was asked for, also of those that printed nothing yet."""
+    empty = {run_id: StoredOutput(run_id=run_id, next_seq=0, stdout_bytes=0, stderr_bytes=0) for run_id in run_ids}
+    if not run_ids:
+        return empty
+    with connection.cursor(row_factory=class_row(StoredOutput)) as cursor:
+        rows = cursor.execute(QUERIES["measure_logs"], {"run_ids": list(run_ids)})
+        return empty | {row.run_id: row for row in rows}
 
 
 def list_images_due_within(connection: Connection, ahead: timedelta, *, limit: int) -> list[str]:

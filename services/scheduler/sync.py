@@ -30,6 +30,7 @@ from services.scheduler.run_store import (
     Prepared,
     Report,
     Started,
+    StoredOutput,
     SyncRequest,
     TaskSpec,
 )
@@ -69,6 +70,7 @@ class _Applied:
     taken: set[UUID]
     leases: Sequence[Lease]
     specs: Mapping[UUID, TaskSpec]
+    stored: Mapping[UUID, StoredOutput]
     runs: Mapping[UUID, LockedRun]
     started: Sequence[Moved]
     closed: Sequence[Closed]
@@ -114,9 +116,8 @@ class ExecutorSync:
         accepted, started, closed = _apply_reports(connection, runs, request.reports)
         claims = self._claim(connection, request, runs, again=again)
         taken, leases = self._take_over(connection, executor)
-        wanted = {answer.run_id for answer in claims if answer.epoch is not None} | {
-            lease.run_id for lease in _list_adopted(request, leases)
-        }
+        adopted = {lease.run_id for lease in _list_adopted(request, leases)}
+        wanted = {answer.run_id for answer in claims if answer.epoch is not None} | adopted
         return _Applied(
             claims=claims,
             accepted=accepted,
@@ -124,6 +125,7 @@ class ExecutorSync:
             taken=taken,
             leases=leases,
             specs=run_store.list_specs(connection, wanted),
+            stored=run_store.measure_logs(connection, adopted),
             runs=runs,
             started=started,
             closed=closed,
@@ -324,6 +326,7 @@ def _to_answer(
                 "epoch": entry.epoch,
                 "wasRunning": entry.was_running,
                 "task": _to_spec(applied.specs[entry.run_id]),
+                "logs": _to_stored_output(applied.stored[entry.run_id]),
             }
             for entry in _list_adopted(request, applied.leases)
         ],
@@ -334,6 +337,14 @@ def _to_answer(
 
 
 _EVENTS: dict[type[Report], str] = {Prepared: "preparing", Started: "started", Finished: "finished"}
+
+
+def _to_stored_output(stored: StoredOutput) -> dict[str, int]:
+    return {
+        "nextSeq": stored.next_seq,
+        "stdoutBytes": stored.stdout_bytes,
+        "stderrBytes": stored.stderr_bytes,
+    }
 
 
 def _to_claim(answer: ClaimAnswer, specs: Mapping[UUID, TaskSpec]) -> dict[str, Any]:

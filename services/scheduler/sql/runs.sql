@@ -43,6 +43,14 @@ SELECT chunk.run_id, chunk.seq, chunk.stream, chunk.at, chunk.data
   JOIN scheduler.runs r ON r.id = chunk.run_id AND r.epoch = chunk.epoch
 ON CONFLICT DO NOTHING
 
+-- name: measure_logs
+SELECT run_id, max(seq) + 1 AS next_seq,
+       coalesce(sum(octet_length(data)) FILTER (WHERE stream = 1), 0)::bigint AS stdout_bytes,
+       coalesce(sum(octet_length(data)) FILTER (WHERE stream = 2), 0)::bigint AS stderr_bytes
+  FROM scheduler.run_logs
+ WHERE run_id = ANY (%(run_ids)s)
+ GROUP BY run_id
+
 -- name: name_containers
 UPDATE scheduler.runs r
    SET container_id = prepared.container_id

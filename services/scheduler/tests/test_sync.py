@@ -375,6 +375,22 @@ def test_an_executor_that_came_back_adopts_what_its_earlier_boot_held_at_once(us
     assert user.get(task["id"])["result"] == "kept"
 
 
+def test_an_adopter_is_told_how_much_output_is_kept_already(executor, queue):
+    _, run_id = queue()
+    _, silent_run_id = queue()
+    executor.claim(run_id, silent_run_id)
+    executor.print(run_id, b"out", seq=0)
+    executor.print(run_id, b"error", stream="stderr", seq=1)
+    executor.reboot()
+
+    adopted = {entry["runId"]: entry["logs"] for entry in executor.sync()["adopt"]}
+
+    assert adopted == {
+        run_id: {"nextSeq": 2, "stdoutBytes": 3, "stderrBytes": 5},
+        silent_run_id: {"nextSeq": 0, "stdoutBytes": 0, "stderrBytes": 0},
+    }
+
+
 def test_an_earlier_boot_is_refused_for_good(executor, queue):
     _, run_id = queue()
     executor.claim(run_id)
