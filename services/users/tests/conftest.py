@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -54,21 +54,28 @@ def passwords() -> PasswordHasher:
     return PasswordHasher(rounds=4, parallel=4)
 
 
-@pytest.fixture
-def pool(make_database) -> Iterator[Pool]:
-    pool = open_pool(make_database("users").dsn, name="users-test", max_size=10)
+@pytest.fixture(scope="session")
+def shared_pool(make_shared_database) -> Iterator[Pool]:
+    pool = open_pool(make_shared_database("users").dsn, name="users-test", max_size=10)
     yield pool
     pool.close()
 
 
 @pytest.fixture
-def bootstrap(pool: Pool, passwords: PasswordHasher) -> AdminBootstrap:
-    return AdminBootstrap(pool=pool, passwords=passwords, email=ADMIN_EMAIL, password=Secret(PASSWORD))
+def pool(shared_pool: Pool) -> Pool:
+    """A pool of connections to a database without users."""
+    with shared_pool.connection() as connection:
+        connection.execute("DELETE FROM users.accounts; DELETE FROM users.deletions")
+    return shared_pool
 
 
-@pytest.fixture
-def app(pool: Pool, keys: KeySet, keys_dir: Path, passwords: PasswordHasher, bootstrap: AdminBootstrap) -> Flask:
-    bootstrap.run_once()
+@pytest.fixture(scope="session")
+def app_over(
+    pem: bytes, passwords: PasswordHasher, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Flask]:
+    """`app_over(pool)`: the app on that pool's database; `passwords` and `bootstrap` may be given too."""
+    keys_dir = tmp_path_factory.mktemp("keys")
+    (keys_dir / f"{KID}.pem").write_bytes(pem)
     config = UsersConfig(
         environment="development",
         log_level="info",
@@ -85,7 +92,34 @@ def app(pool: Pool, keys: KeySet, keys_dir: Path, passwords: PasswordHasher, boo
         bcrypt_rounds=4,
         bcrypt_parallel=4,
     )
-    return build_app(config, pool=pool, keys=keys, passwords=passwords, bootstrap=bootstrap)
+    keys = KeySet(keys_dir, active_kid=KID, is_production=False)
+
+    def build(pool: Pool, passwords: PasswordHasher = passwords, bootstrap: AdminBootstrap | None = None) -> Flask:
+        bootstrap = bootstrap or a_bootstrap(pool, passwords)
+        return build_app(config, pool=pool, keys=keys, passwords=passwords, bootstrap=bootstrap)
+
+    return build
+
+
+def a_bootstrap(pool: Pool, passwords: PasswordHasher) -> AdminBootstrap:
+    return AdminBootstrap(pool=pool, passwords=passwords, email=ADMIN_EMAIL, password=Secret(PASSWORD))
+
+
+@pytest.fixture
+def bootstrap(pool: Pool, passwords: PasswordHasher) -> AdminBootstrap:
+    return a_bootstrap(pool, passwords)
+
+
+@pytest.fixture(scope="session")
+def shared_app(shared_pool: Pool, app_over: Callable[..., Flask]) -> Flask:
+    return app_over(shared_pool)
+
+
+@pytest.fixture
+def app(shared_app: Flask, bootstrap: AdminBootstrap) -> Flask:
+    """The service with nobody but the operator's admin."""
+    bootstrap.run_once()
+    return shared_app
 
 
 @pytest.fixture

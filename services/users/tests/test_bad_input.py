@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from libs.common.postgres import open_pool
 from services.users.tests.builders import Api, a_signup
 
 pytestmark = pytest.mark.component
@@ -185,10 +186,22 @@ def test_a_bad_change_is_422_and_changes_nothing(ada, body):
     assert ada.get(ada.path).get_json() == before
 
 
-def test_the_database_being_away_is_503_with_retry_after(api: Api, pool, ada):
+@pytest.fixture
+def api_without_database(make_database, app_over) -> Api:
+    pool = open_pool(make_database("users").dsn, name="users-test", max_size=1, wait_seconds=0.2)
+    api = Api(app_over(pool))
     pool.close()
+    return api
 
-    response = ada.get("/api/users/me")
 
-    assert response.status_code == 503
-    assert response.headers["Retry-After"]
+def test_the_database_being_away_is_503_with_retry_after(api_without_database: Api, ada):
+    answers = [
+        api_without_database.get("/api/users/me", token=ada.token),
+        api_without_database.post(SIGNUP, a_signup()),
+        api_without_database.post("/api/users/login", {"email": ada.email, "password": ada.password}),
+    ]
+
+    assert {answer.status_code for answer in answers} == {503}
+    assert all(answer.headers["Retry-After"] for answer in answers)
+    assert api_without_database.get("/readyz").status_code == 503
+    assert api_without_database.get("/livez").status_code == 200

@@ -95,15 +95,17 @@ def test_internal_endpoints_are_not_in_the_api_document(api: Api):
     assert all(path.startswith("/api/users") for path in document["paths"])
 
 
-def test_readiness_names_each_dependency(api: Api):
-    response = api.get("/readyz")
+def test_readiness_names_each_dependency_and_waits_for_the_admin(pool, app_over, bootstrap):
+    api = Api(app_over(pool, bootstrap=bootstrap))
 
-    assert response.status_code == 200
-    assert {name: check["status"] for name, check in response.get_json()["checks"].items()} == {
-        "postgres": "up",
-        "keys": "up",
-        "admin": "up",
-    }
+    def states() -> tuple[int, dict[str, str]]:
+        answer = api.get("/readyz")
+        checks = answer.get_json()["checks"]
+        return answer.status_code, {name: check["status"] for name, check in checks.items()}
+
+    assert states() == (503, {"postgres": "up", "keys": "up", "admin": "down"})
+    bootstrap.run_once()
+    assert states() == (200, {"postgres": "up", "keys": "up", "admin": "up"})
 
 
 def test_metrics_count_logins_by_outcome(api: Api, ada):
