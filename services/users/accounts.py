@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 from psycopg.errors import UniqueViolation
 
-from libs.common.errors import Conflict, Forbidden, NotFound
+from libs.common.errors import Conflict, Forbidden, Invalid, NotFound
 from libs.common.postgres import Connection
 from libs.common.tokens import Identity
 from services.users import sessions, store
@@ -115,6 +115,12 @@ def require_self_or_admin(caller: Identity, account_id: UUID) -> None:
     """To everybody else another user's account looks as if it weren't there (API: Conventions, 404)."""
     if not caller.is_admin and caller.user_id != account_id:
         raise UserNotFound
+
+
+def check_current_password(account: Account, password: str, passwords: PasswordHasher) -> None:
+    """Invalid when it isn't the account's password. Takes a hash's time: not in a transaction."""
+    if not passwords.matches(password, account.password_hash):
+        raise Invalid("The current password is wrong.", errors={"currentPassword": ["Is wrong."]})
 
 
 def change(connection: Connection, account_id: UUID, wanted: Change, *, caller: Identity) -> Account:

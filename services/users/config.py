@@ -8,7 +8,7 @@ from pathlib import Path
 
 from environs import Env, EnvError, validate
 
-from libs.common.config import Secret, read_environment, read_log_level, read_secret
+from libs.common.config import DEVELOPMENT_KEY_ID, Secret, read_environment, read_log_level, read_secret
 from services.users.emails import email_key
 from services.users.passwords import MAX_BYTES, MIN_BYTES
 
@@ -44,7 +44,7 @@ def read_config(env: Env) -> UsersConfig:
         database_url=read_secret(env, "DATABASE_URL"),
         internal_token=read_secret(env, "INTERNAL_TOKEN"),
         keys_dir=env.path("KEYS_DIR", Path("/app/zarf/keys")),
-        active_kid=env.str("AUTH_ACTIVE_KID", validate=validate.Length(min=1)),
+        active_kid=env.str("AUTH_ACTIVE_KID", DEVELOPMENT_KEY_ID, validate=validate.Length(min=1)),
         token_issuer=env.str("TOKEN_ISSUER", "task-runner", validate=validate.Length(min=1)),
         token_audience=env.str("TOKEN_AUDIENCE", "task-runner", validate=validate.Length(min=1)),
         access_token_life=timedelta(seconds=env.int("ACCESS_TOKEN_SECONDS", 3600, validate=positive)),

@@ -82,6 +82,9 @@ def _add_changing(routes: ApiBlueprint, guards: Guards, pool: Pool, passwords: P
     def change_user(body: Body, user_id: UUID, *, caller: Identity) -> Account:
         """Change name, email, password (self, admin) or enabled (admin)"""
         accounts.require_self_or_admin(caller, user_id)
+        if "current_password" in body and caller.user_id == user_id:
+            current = in_transaction(pool, _read_account(user_id, caller))
+            accounts.check_current_password(current, body["current_password"], passwords)
         wanted = Change(
             name=body.get("name"),
             email=body.get("email"),

@@ -62,11 +62,11 @@ def _roles_field(**kwargs: Any) -> fields.List[str]:
 
 
 class _ConfirmedPassword(BaseSchema):
-    """Where a password is set it is sent twice."""
+    """Where a password is set it may be sent twice, against slips of the hand."""
 
     @ma.validates_schema
     def check_confirmation(self, data: Mapping[str, Any], **_kwargs: Any) -> None:
-        if data.get("password") != data.get("password_confirm"):
+        if "password_confirm" in data and data["password_confirm"] != data.get("password"):
             raise ma.ValidationError("Must be the same as password.", "passwordConfirm")
 
 
@@ -88,8 +88,10 @@ class ChangeUser(_ConfirmedPassword):
     email = Email()
     password = Password()
     password_confirm = Password()
-    # Accepted for clients that ask for it; the token has shown already who they are.
-    current_password = Text(load_only=True)
+    current_password = Text(
+        load_only=True,
+        metadata={"format": "password", "description": "Need not be sent; but it must be right when it is."},
+    )
     enabled = Flag(metadata={"description": "Admins only."})
 
 

@@ -163,7 +163,8 @@ def test_a_bad_authorization_header_is_401(api: Api, header: str):
 @pytest.mark.parametrize(
     "body",
     [
-        {"password": "new password"},
+        {"currentPassword": "wrong", "name": "x"},
+        {"currentPassword": None},
         {"passwordConfirm": "new password"},
         {"password": "new password", "passwordConfirm": "other password"},
         {"password": None, "passwordConfirm": None},

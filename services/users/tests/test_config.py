@@ -10,7 +10,6 @@ from services.users.config import UsersConfig, read_config
 GOOD = {
     "DATABASE_URL": "postgresql://users:database-secret@localhost/db",
     "INTERNAL_TOKEN": "internal-secret",
-    "AUTH_ACTIVE_KID": "development",
     "ADMIN_EMAIL": "admin@example.com",
     "ADMIN_PASSWORD": "admin-secret",
 }
@@ -30,6 +29,7 @@ def test_the_defaults_are_those_of_the_contract(monkeypatch):
 
     assert config.access_token_life.total_seconds() == 3600
     assert config.refresh_token_life.total_seconds() == 1_209_600
+    assert config.active_kid == "development"
     assert (config.bcrypt_rounds, config.bcrypt_parallel) == (12, 2)
     assert (config.token_issuer, config.token_audience) == ("task-runner", "task-runner")
 
@@ -61,6 +61,7 @@ def test_a_missing_setting_ends_the_process_with_one_line_that_names_it(monkeypa
         ("ACCESS_TOKEN_SECONDS", "an hour"),
         ("REFRESH_TOKEN_SECONDS", "-1"),
         ("TOKEN_ISSUER", ""),
+        ("AUTH_ACTIVE_KID", ""),
     ],
 )
 def test_a_wrong_setting_is_named_and_its_secret_not_shown(monkeypatch, capsys, name: str, value: str):

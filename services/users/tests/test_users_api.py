@@ -170,6 +170,13 @@ def test_a_new_password_ends_all_sessions_and_personal_tokens(api: Api, ada):
     assert api.is_active(api.log_in(ada.email, NEW_PASSWORD))
 
 
+def test_a_password_may_be_changed_without_sending_it_twice(api: Api, ada):
+    response = ada.put(ada.path, {"password": NEW_PASSWORD, "currentPassword": PASSWORD})
+
+    assert response.status_code == 200
+    assert api.log_in(ada.email, NEW_PASSWORD).id == ada.id
+
+
 def test_an_ended_token_can_change_nothing_and_make_no_new_token(api: Api, ada):
     ada.put(ada.path, {"password": NEW_PASSWORD, "passwordConfirm": NEW_PASSWORD})
 
