@@ -33,6 +33,14 @@ OWN_PATHS: Document = {
             },
         }
     },
+    "/.well-known/jwks.json": {
+        "get": {
+            "tags": ["operators"],
+            "summary": "The public keys that verify access tokens",
+            "security": [],
+            "responses": {"200": {"description": "A JSON Web Key Set.", "content": _JSON_OBJECT}},
+        }
+    },
     "/api/openapi.json": {
         "get": {
             "tags": ["operators"],

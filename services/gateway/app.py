@@ -13,7 +13,7 @@ from libs.common.tokens import JwksKeys, TokenVerifier
 from services.gateway.api_document import ApiDocument
 from services.gateway.cache import CACHE_DOWN, Cache
 from services.gateway.config import GatewayConfig, read_config
-from services.gateway.forwarding import publish, refuse_odd_targets
+from services.gateway.forwarding import bound_pauses, publish, refuse_odd_targets
 from services.gateway.headers import SECURITY_HEADERS
 from services.gateway.health_report import HealthReport
 from services.gateway.published import ROUTES, SCHEDULER, USERS
@@ -24,8 +24,8 @@ from services.gateway.upstream import Call, Upstream
 
 log = structlog.get_logger()
 
-# More than a worker has threads (deploy/gunicorn.conf.py), so that no thread waits for a connection.
-CONNECTIONS = 64
+# Kept for each service. More are opened when more requests are under way at a time, and closed after them.
+CONNECTIONS = 128
 
 
 def create_app() -> Flask:
@@ -36,7 +36,7 @@ def create_app() -> Flask:
 
 
 def build_app(config: GatewayConfig) -> Flask:
-    cache = Cache(config.redis_url, connections=CONNECTIONS)
+    cache = Cache(config.redis_url)
     users = Upstream(USERS, config.users_url, connections=CONNECTIONS)
     scheduler = Upstream(SCHEDULER, config.scheduler_url, connections=CONNECTIONS)
     loops = Upstream("scheduler-loops", config.scheduler_loops_url, connections=2)
@@ -55,6 +55,7 @@ def build_app(config: GatewayConfig) -> Flask:
     )
 
     app = create_service_app("gateway", checks=_checks(users, scheduler, cache))
+    bound_pauses(app)
     refuse_odd_targets(app)
     upstreams = {USERS: users, SCHEDULER: scheduler}
     for route in ROUTES:

@@ -27,10 +27,10 @@ class Cache:
     one background thread tries to get through. No request ever waits for a connection that can't be made.
     """
 
-    def __init__(self, url: Secret, *, connections: int) -> None:
+    def __init__(self, url: Secret) -> None:
+        # As many connections as there are calls at a time: they end within CALL_SECONDS, one way or the other.
         self._pool = redis.ConnectionPool.from_url(
             url.reveal(),
-            max_connections=connections,
             socket_timeout=CALL_SECONDS,
             socket_connect_timeout=CALL_SECONDS,
             retry=Retry(NoBackoff(), 0),

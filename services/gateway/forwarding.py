@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from http import HTTPStatus
-from typing import IO
+from typing import IO, Any
 
 import structlog
 from flask import Flask, Response, g, request
@@ -27,8 +28,8 @@ log = structlog.get_logger()
 CHUNK_BYTES = 64 * 1024
 # How much more of a body that is too large is read before the answer.
 DISCARDED_BYTES = 16 * 1024 * 1024
-# How long a client may pause while it sends its request.
-CLIENT_SECONDS = 15.0
+# How long a client may pause while it sends its request or takes the answer.
+CLIENT_SECONDS = 10.0
 
 
 def publish(
@@ -73,9 +74,6 @@ def _read_client(trusted_proxies: int) -> tuple[str, str]:
 
 def _read_body() -> bytes:
     """The whole body, which is small (413 otherwise): so a slow client holds no connection to a service."""
-    connection = request.environ.get("gunicorn.socket")
-    if connection is not None:
-        connection.settimeout(CLIENT_SECONDS)
     try:
         return _read_at_most(MAX_BODY_BYTES, request.environ["wsgi.input"], request.content_length or 0)
     except TimeoutError as error:
@@ -162,3 +160,22 @@ def refuse_odd_targets(app: Flask) -> None:
 
 def _check_target() -> None:
     read_target(request.environ["RAW_URI"])
+
+
+def bound_pauses(app: Flask) -> None:
+    """Break with a client that stops half-way through its request or the answer; between requests it may pause."""
+
+    @app.before_request
+    def begin() -> None:
+        _set_timeout(request.environ, CLIENT_SECONDS)
+
+    @app.after_request
+    def end_with(response: Response) -> Response:
+        response.call_on_close(partial(_set_timeout, request.environ, None))
+        return response
+
+
+def _set_timeout(environ: Mapping[str, Any], seconds: float | None) -> None:
+    connection = environ.get("gunicorn.socket")
+    if connection is not None:
+        connection.settimeout(seconds)

@@ -28,7 +28,7 @@ CONNECT_SECONDS = 2.0
 READ_SECONDS = 30.0
 # Shorter than the services' own limit (deploy/gunicorn.conf.py, keepalive), so that a request never meets a
 # connection which the other side is just closing.
-IDLE_SECONDS = 50.0
+IDLE_SECONDS = 20.0
 
 _REPEATABLE = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
 

@@ -79,13 +79,18 @@ def test_a_task_reaches_neither_the_control_plane_nor_the_host(stack: Stack, use
     published = stack.settings["GATEWAY_PORT"]
     # $HOST is the bridge's own address, which is the host.
     targets += [f"$HOST:{published}", "$HOST:22", "$HOST:2375", "169.254.169.254:80"]
+    # The last one is the task itself: it shows that the probe would see an open port.
+    targets.append("127.0.0.1:7777")
     script = f"""
         HOST=$(ip route | awk '/default/ {{ print $3 }}')
+        nc -ll -p 7777 -e true &
+        sleep 0.2
         for target in {" ".join(targets)}; do
             ( if nc -w 2 ${{target%:*}} ${{target##*:}} </dev/null >/dev/null 2>&1
               then echo "reached $target"; else echo "no $target"; fi ) &
+            probes="$probes $!"
         done
-        wait
+        wait $probes
     """
 
     task = user.api.wait_for(
@@ -94,7 +99,7 @@ def test_a_task_reaches_neither_the_control_plane_nor_the_host(stack: Stack, use
 
     lines = task["result"].splitlines()
     assert len(lines) == len(targets)
-    assert [line for line in lines if not line.startswith("no ")] == []
+    assert [line for line in lines if not line.startswith("no ")] == ["reached 127.0.0.1:7777"]
 
 
 def test_the_names_of_the_control_plane_mean_nothing_to_a_task(user: User):
@@ -104,11 +109,10 @@ def test_the_names_of_the_control_plane_mean_nothing_to_a_task(user: User):
 
 
 def test_tasks_do_not_reach_each_other(stack: Stack, user: User):
-    listener = expect(
-        user.api.post("/api/tasks/", shell("echo open; nc -l -p 8080 -e echo hello", network="egress")), 201
-    )
+    script = "nc -ll -p 8080 -e echo hello & sleep 0.2; nc -w 2 127.0.0.1 8080 </dev/null; wait"
+    listener = expect(user.api.post("/api/tasks/", shell(script, network="egress")), 201)
     user.api.wait_for(listener["id"], "running")
-    wait_until(lambda: user.api.read_logs(listener["id"]) == b"open\n", what="it listened")
+    wait_until(lambda: user.api.read_logs(listener["id"]) == b"hello\n", what="it listened")
     networks = stack.task_container(listener["id"]).attrs["NetworkSettings"]["Networks"]
     (address,) = [network["IPAddress"] for network in networks.values()]
 

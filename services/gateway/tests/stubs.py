@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -207,7 +208,7 @@ def running_gateway(services: StubServices, redis_url: str, **settings: str) -> 
     environment = {
         "PATH": os.environ["PATH"],
         "BIND_PORT": str(port),
-        "WEB_THREADS": "16",
+        "WEB_WORKER": "gevent",
         "USERS_URL": services.url,
         "SCHEDULER_URL": services.url,
         "SCHEDULER_LOOPS_URL": services.url,
@@ -230,7 +231,8 @@ def running_gateway(services: StubServices, redis_url: str, **settings: str) -> 
         wait_until(lambda: _is_alive(process, url), seconds=START_SECONDS)
         yield url
     finally:
-        process.terminate()
+        # An orderly stop would wait for the tests' idle connections.
+        process.send_signal(signal.SIGQUIT)
         process.wait(timeout=30)
 
 

@@ -9,7 +9,14 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from services.gateway.tests.stubs import StubHandler, StubServices, TokenMaker, unique, wait_until
+from services.gateway.tests.stubs import (
+    StubHandler,
+    StubServices,
+    TokenMaker,
+    running_gateway,
+    unique,
+    wait_until,
+)
 
 pytestmark = pytest.mark.component
 
@@ -350,6 +357,19 @@ def read_health(gateway: str, *, status: int) -> requests.Response:
 
     wait_until(ask)
     return found[-1]
+
+
+def test_a_client_may_pause_between_requests_but_not_within_one(services: StubServices, redis_url: str):
+    with running_gateway(services, redis_url) as gateway, connect(gateway, timeout=25) as pausing:
+        with connect(gateway, timeout=25) as stalling:
+            pausing.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert pausing.recv(65536).startswith(b"HTTP/1.1 200")
+            stalling.sendall(b"POST /api/users/refresh HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+
+            assert stalling.recv(65536).startswith(b"HTTP/1.1 408")
+
+        pausing.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert pausing.recv(65536).startswith(b"HTTP/1.1 200")
 
 
 def test_health_of_all_parts_comes_in_one_answer(gateway, services: StubServices):
