@@ -7,6 +7,7 @@ confirm in turn, so this is built on the asynchronous one.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ _HEARTBEAT_SECONDS = 30
 _BLOCKED_SECONDS = 30
 _CONNECT_SECONDS = 5
 _CLOSE_SECONDS = 5
+_LONGEST_PAUSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +71,12 @@ class _Batch:
 class Publisher:
     """A connection that comes back by itself. `start` it; `close` it at the end.
 
+    `retry_seconds` is the pause before the first attempt to connect again; it doubles up to five seconds.
+
     Each connection declares the topology anew, so a broker that was wiped has its queues again.
     """
 
-    def __init__(self, url: str, *, name: str, retry_seconds: float = 1.0) -> None:
+    def __init__(self, url: str, *, name: str, retry_seconds: float = 0.5) -> None:
         self._parameters = pika.URLParameters(url)
         self._parameters.heartbeat = _HEARTBEAT_SECONDS
         self._parameters.blocked_connection_timeout = _BLOCKED_SECONDS
@@ -125,14 +129,19 @@ class Publisher:
         return set(batch.confirmed)
 
     def _run(self) -> None:
+        pause = self._retry_seconds
         while not self._closing.is_set():
+            began = time.monotonic()
             try:
                 self._serve_one_connection()
             except (AMQPError, OSError) as error:
                 log.warning("broker_connection_failed", error=type(error).__name__)
             except Exception:
                 log.exception("publisher_failed")
-            self._closing.wait(self._retry_seconds)
+            if time.monotonic() - began > _LONGEST_PAUSE_SECONDS:
+                pause = self._retry_seconds
+            self._closing.wait(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
     def _serve_one_connection(self) -> None:
         link = _Link(self._parameters, on_ready=self._ready.set)

@@ -22,8 +22,14 @@ from libs.common.messages import RunMessage
 from libs.common.postgres import Connection, Pool, in_transaction, on_connection
 from libs.common.publisher import Outgoing, Publishes
 from services.scheduler import loop_store
+from services.scheduler.loop_metrics import (
+    DISPATCH_BATCH,
+    DISPATCH_DURATION,
+    DISPATCHED,
+    OVERDUE,
+    PUBLISH_FAILURES,
+)
 from services.scheduler.loop_store import Backlog, DueTask, QueuedRun
-from services.scheduler.metrics import DISPATCH_BATCH, DISPATCH_DURATION, DISPATCHED, OVERDUE, PUBLISH_FAILURES
 
 log = structlog.get_logger()
 

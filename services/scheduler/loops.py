@@ -11,7 +11,7 @@ import structlog
 
 from libs.common.postgres import DATABASE_DOWN, Pool
 from services.scheduler import run_store
-from services.scheduler.metrics import LOOP_FAILURES
+from services.scheduler.loop_metrics import LOOP_FAILURES
 
 log = structlog.get_logger()
 

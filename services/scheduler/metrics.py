@@ -1,8 +1,8 @@
-"""What the scheduler counts, for Prometheus."""
+"""What the scheduler counts about tasks and runs, for Prometheus."""
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Histogram
 
 _WAITS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 
@@ -26,23 +26,3 @@ SYNC_DURATION = Histogram(
     "Time in one executor's sync, without HTTP.",
     buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
 )
-
-DISPATCHED = Counter("taskrunner_dispatched_total", "Runs that were made for due tasks.")
-DISPATCH_BATCH = Histogram(
-    "taskrunner_dispatch_batch_runs", "Runs in one dispatch.", buckets=(1, 2, 5, 10, 20, 50, 100, 200)
-)
-DISPATCH_DURATION = Histogram(
-    "taskrunner_dispatch_duration_seconds",
-    "One dispatch with its confirms.",
-    buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 10),
-)
-PUBLISH_FAILURES = Counter("taskrunner_publish_failures_total", "Messages that the broker did not confirm.")
-REPUBLISHED = Counter("taskrunner_republished_total", "Runs that were published again by the sweep.")
-RUNS_LOST = Counter("taskrunner_runs_lost_total", "Runs that were given up with their silent engine.")
-LOOP_FAILURES = Counter("taskrunner_loop_failures_total", "Passes of a loop that ended in an error.", ["loop"])
-
-TASKS = Gauge("taskrunner_tasks", "Tasks that have not ended.", ["status"])
-OVERDUE = Gauge("taskrunner_oldest_due_task_seconds", "How long the longest waiting due task has waited.")
-SLOTS = Gauge("taskrunner_slots", "Slots of the executors that were heard of lately.")
-SLOTS_USED = Gauge("taskrunner_slots_used", "Those of them that are in use.")
-EXECUTORS = Gauge("taskrunner_executors", "Executors that were heard of lately.")

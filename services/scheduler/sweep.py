@@ -19,7 +19,7 @@ from libs.common.postgres import Connection, Pool, in_transaction
 from services.scheduler import loop_store, run_store
 from services.scheduler.dispatch import Dispatcher
 from services.scheduler.endings import Closed, close_runs, observe_closed
-from services.scheduler.metrics import EXECUTORS, REPUBLISHED, RUNS_LOST, SLOTS, SLOTS_USED, TASKS
+from services.scheduler.loop_metrics import EXECUTORS, REPUBLISHED, RUNS_LOST, SLOTS, SLOTS_USED, TASKS
 from services.scheduler.run_store import Finished, LockedRun
 from services.scheduler.states import Outcome
 from services.scheduler.store import read_capacity

@@ -19,6 +19,7 @@ from libs.common.postgres import Connection, Pool, in_transaction, on_connection
 from libs.common.tokens import Identity
 from services.scheduler import store
 from services.scheduler.images import is_image_allowed
+from services.scheduler.metrics import TASKS_CREATED
 from services.scheduler.output import decode_result, keep_last_lines
 from services.scheduler.states import TERMINAL_TASK, LogStream, RunStatus, TaskStatus
 from services.scheduler.store import NewTask, Task, TaskFilter
@@ -74,6 +75,7 @@ class Tasks:
         task = on_connection(self._pool, lambda connection: store.create_task(connection, new))
         if task.due_at - now <= WAKE_WITHIN:
             self._wake_dispatch()
+        TASKS_CREATED.inc()
         log.info("task_created", task_id=str(task.id), user_id=str(task.user_id), image=task.image)
         return self._view(task)
 
