@@ -35,7 +35,9 @@ def create_app() -> Flask:
     log.info("service_starts", **masked(config))
     keys = open_keys(config)
     pool = open_pool(config.database_url.reveal(), name="users", max_size=_POOL_SIZE)
-    passwords = PasswordHasher(rounds=config.bcrypt_rounds, parallel=config.bcrypt_parallel)
+    passwords = PasswordHasher(
+        rounds=config.bcrypt_rounds, parallel=config.bcrypt_parallel, line=config.threads_for_passwords
+    )
     bootstrap = AdminBootstrap(
         pool=pool, passwords=passwords, email=config.admin_email, password=config.admin_password
     )

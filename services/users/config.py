@@ -29,6 +29,12 @@ class UsersConfig:
     admin_password: Secret
     bcrypt_rounds: int
     bcrypt_parallel: int
+    web_threads: int
+
+    @property
+    def threads_for_passwords(self) -> int:
+        """The rest stays free for what other services ask."""
+        return max(1, self.web_threads * 3 // 4)
 
     @property
     def is_production(self) -> bool:
@@ -54,6 +60,8 @@ def read_config(env: Env) -> UsersConfig:
         # Above 16 one login takes seconds; below 4 bcrypt refuses.
         bcrypt_rounds=env.int("BCRYPT_ROUNDS", 12, validate=validate.Range(min=4, max=16)),
         bcrypt_parallel=env.int("BCRYPT_PARALLEL", 2, validate=positive),
+        # gunicorn's own number, which deploy/gunicorn.conf.py reads too.
+        web_threads=env.int("WEB_THREADS", 16, validate=positive),
     )
 
 

@@ -17,9 +17,8 @@ MIN_BYTES = 8
 # bcrypt looks at no more; longer ones are refused, never cut.
 MAX_BYTES = 72
 
-# How many requests may be in line for each hash in the making. More than that would wait longer than a client
-# does, and take the threads that answer other services.
-_LINE_LENGTH = 12
+# A client, and the gateway before it, waits half as long again.
+_WAIT_SECONDS = 20.0
 
 BCRYPT_WAIT = Histogram(
     "users_bcrypt_wait_seconds",
@@ -31,13 +30,15 @@ BCRYPT_WAIT = Histogram(
 class PasswordHasher:
     """Hashes and compares with a cost of 2^`rounds`, at most `parallel` at a time in this process.
 
-    Whoever finds the line full or waits longer than `wait_seconds` gets Unavailable.
+    At most `line` callers are inside, hashing or waiting: each keeps a thread, and without a bound a burst of
+    logins would leave none for the session checks that all other requests of the system wait for. Whoever finds
+    the line full, or waits longer than `wait_seconds`, gets Unavailable.
     """
 
-    def __init__(self, *, rounds: int, parallel: int, wait_seconds: float = 10.0) -> None:
+    def __init__(self, *, rounds: int, parallel: int, line: int, wait_seconds: float = _WAIT_SECONDS) -> None:
         self._rounds = rounds
         self._running = threading.BoundedSemaphore(parallel)
-        self._admitted = threading.BoundedSemaphore(parallel * _LINE_LENGTH)
+        self._admitted = threading.BoundedSemaphore(line)
         self._wait_seconds = wait_seconds
         self._nobodys_hash = bcrypt.hashpw(secrets.token_bytes(16), bcrypt.gensalt(rounds))
 

@@ -51,7 +51,7 @@ def keys(keys_dir: Path) -> KeySet:
 
 @pytest.fixture(scope="session")
 def passwords() -> PasswordHasher:
-    return PasswordHasher(rounds=4, parallel=4)
+    return PasswordHasher(rounds=4, parallel=4, line=100)
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +91,7 @@ def app_over(
         admin_password=Secret(PASSWORD),
         bcrypt_rounds=4,
         bcrypt_parallel=4,
+        web_threads=16,
     )
     keys = KeySet(keys_dir, active_kid=KID, is_production=False)
 

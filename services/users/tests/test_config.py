@@ -74,6 +74,11 @@ def test_a_wrong_setting_is_named_and_its_secret_not_shown(monkeypatch, capsys, 
     assert "secret" not in printed
 
 
+@pytest.mark.parametrize(("threads", "for_passwords"), [("64", 48), ("16", 12), ("1", 1)])
+def test_a_quarter_of_the_threads_never_waits_for_a_password(monkeypatch, threads: str, for_passwords: int):
+    assert load(monkeypatch, WEB_THREADS=threads).threads_for_passwords == for_passwords
+
+
 def test_secrets_are_masked_when_printed(monkeypatch):
     printed = str(masked(load(monkeypatch)))
 

@@ -109,7 +109,7 @@ def test_a_password_of_which_only_the_first_72_bytes_match_is_refused(api: Api):
 
 def test_an_unknown_email_takes_as_long_as_a_wrong_password(pool, app_over):
     # Some 40 ms a hash, beside which everything else is small.
-    api = Api(app_over(pool, passwords=PasswordHasher(rounds=9, parallel=1)))
+    api = Api(app_over(pool, passwords=PasswordHasher(rounds=9, parallel=1, line=1)))
     slow = api.sign_up()
 
     def seconds(email: str) -> float:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from libs.common.errors import Unavailable
 from services.users.passwords import MAX_BYTES, PasswordHasher
 
-HASHER = PasswordHasher(rounds=4, parallel=2)
+HASHER = PasswordHasher(rounds=4, parallel=2, line=10)
 
 
 @settings(max_examples=25, deadline=None)
@@ -63,7 +63,7 @@ def test_no_more_than_the_allowed_number_run_at_a_time():
             running -= 1
         return b"hash"
 
-    hasher = PasswordHasher(rounds=4, parallel=2)
+    hasher = PasswordHasher(rounds=4, parallel=2, line=6)
     with mock.patch.object(bcrypt, "hashpw", slow), ThreadPoolExecutor(6) as threads:
         futures = [threads.submit(hasher.hash, "password") for _ in range(6)]
         go_on.set()
@@ -73,7 +73,7 @@ def test_no_more_than_the_allowed_number_run_at_a_time():
 
 
 def test_whoever_waits_too_long_is_told_to_come_back():
-    hasher = PasswordHasher(rounds=4, parallel=1, wait_seconds=0.01)
+    hasher = PasswordHasher(rounds=4, parallel=1, line=2, wait_seconds=0.01)
     entered, leave = threading.Event(), threading.Event()
 
     def stuck(_password: bytes, _salt: bytes) -> bytes:
@@ -93,7 +93,7 @@ def test_whoever_waits_too_long_is_told_to_come_back():
 
 
 def test_a_full_line_turns_people_away_at_once():
-    hasher = PasswordHasher(rounds=4, parallel=1, wait_seconds=60)
+    hasher = PasswordHasher(rounds=4, parallel=1, line=12, wait_seconds=60)
     leave = threading.Event()
     inside = threading.Semaphore(0)
 
