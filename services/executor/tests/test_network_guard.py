@@ -23,9 +23,9 @@ from services.executor.network_guard import (
 )
 from services.executor.runtime import HelperResult
 from services.executor.tests.fake_runtime import FakeEngine, FakeRuntime
+from services.executor.tests.guard_rules import GUARD_IMAGE, remove_rules, run_on_host
 
 DOCKER_HOST = "unix:///var/run/docker.sock"
-GUARD_IMAGE = "taskrunner:dev"
 METADATA_ADDRESS = "169.254.169.254"
 
 # An engine may have its own name servers; these names need only one of them to be reached.
@@ -95,7 +95,7 @@ class Site:
         )
         self._control.reload()
         self.control_subnet = str(self._control.attrs["IPAM"]["Config"][0]["Subnet"])
-        self.server_address = self._address(self.server, self._control.name)
+        self.server_address = self._address(self.server, f"{self._name}-control")
         self.published_port = int(self.server.ports["8000/tcp"][0]["HostPort"])
 
     def guard(self, **changes: Any) -> None:
@@ -126,23 +126,27 @@ class Site:
         code = container.wait(timeout=60)["StatusCode"]
         return code, container.logs().decode()
 
+    def reached(self, *targets: tuple[str, int]) -> list[str]:
+        """Those of the targets (address, port) that a task container can connect to, all tried at once."""
+        tries = [
+            f"(nc -w 2 {address} {port} -e true 2>/dev/null && echo {address}:{port}) &"
+            for address, port in targets
+        ]
+        _, output = self.in_task(f"{' '.join(tries)} wait")
+        return sorted(line for line in output.split() if ":" in line)
+
     def reaches(self, address: str, port: int) -> bool:
-        code, _ = self.in_task(f"nc -w 2 {address} {port} -e true")
-        return code == 0
+        return self.reached((address, port)) == [f"{address}:{port}"]
 
     def rules(self) -> str:
         tag = instance_tag(self._name).upper()
-        return self._host(
-            f"iptables -S {tag}-IN; iptables -S {tag}-FW; iptables -S INPUT; iptables -S DOCKER-USER"
-        )
+        chains = (f"{tag}-IN", f"{tag}-FW", "INPUT", "DOCKER-USER")
+        return run_on_host(self._client, "; ".join(f"iptables -S {chain} | grep -i {tag}" for chain in chains))
 
     def close(self) -> None:
         for container in self._containers:
             container.remove(force=True)
-        tag = instance_tag(self._name)
-        chains = {"INPUT": f"{tag.upper()}-IN", "DOCKER-USER": f"{tag.upper()}-FW"}
-        for parent, chain in chains.items():
-            self._host(f"iptables -D {parent} -i {tag} -j {chain}; iptables -F {chain}; iptables -X {chain}")
+        remove_rules(self._client, self._name)
         self._control.remove()
         for network in self._client.networks.list(names=[self.settings.network]):
             network.remove()
@@ -152,19 +156,6 @@ class Site:
         self._containers.append(container)
         container.reload()
         return container
-
-    def _host(self, script: str) -> str:
-        """As root in the host's network."""
-        output: bytes = self._client.containers.run(
-            GUARD_IMAGE,
-            ["sh", "-c", f"{script}; true"],
-            entrypoint=[],
-            user="0",
-            network_mode="host",
-            cap_add=["NET_ADMIN", "NET_RAW"],
-            remove=True,
-        )
-        return output.decode()
 
     @staticmethod
     def _address(container: Any, network: str) -> str:
@@ -184,12 +175,14 @@ def test_a_task_reaches_neither_the_host_nor_the_control_plane_nor_another_task(
     site.guard()
     neighbour = site.start_task("nc", "-ll", "-p", "8000", "-e", "true")
 
-    unguarded = [address for address in site.host_addresses() if site.reaches(address, site.published_port)]
+    reached = site.reached(
+        *((address, site.published_port) for address in site.host_addresses()),
+        (site.server_address, 8000),
+        (site.task_address(neighbour), 8000),
+        (METADATA_ADDRESS, 80),
+    )
 
-    assert unguarded == []
-    assert not site.reaches(site.server_address, 8000)
-    assert not site.reaches(site.task_address(neighbour), 8000)
-    assert not site.reaches(METADATA_ADDRESS, 80)
+    assert reached == []
 
 
 @pytest.mark.component
@@ -197,12 +190,14 @@ def test_the_same_addresses_answer_without_the_guard(site: Site, listen: Callabl
     """Else the test above would hold for a network that is simply broken."""
     site._runtime.ensure_network(task_network(site.settings))
 
-    assert site.reaches(_outer_address(), site.published_port)
-    port = listen()
-    assert site.reaches(_outer_address(), port)
+    address, port = _outer_address(), listen()
+    assert site.reached((address, site.published_port), (address, port)) == sorted(
+        [f"{address}:{site.published_port}", f"{address}:{port}"]
+    )
 
     site.guard()
-    assert not site.reaches(_outer_address(), port)
+
+    assert site.reached((address, site.published_port), (address, port)) == []
 
 
 @pytest.mark.component
@@ -228,8 +223,7 @@ def test_the_operator_may_allow_and_deny_networks(site: Site):
     outside = socket.gethostbyname(OUTSIDE_NAME)
     site.guard(allow=(f"{_outer_address()}/32",), deny=(f"{outside}/32",))
 
-    assert not site.reaches(outside, 80)
-    assert not site.reaches(site.server_address, 8000)
+    assert site.reached((outside, 80), (site.server_address, 8000)) == []
 
 
 @pytest.mark.component

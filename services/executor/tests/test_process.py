@@ -1,0 +1,318 @@
+"""The whole process, with a real broker and engine, and the scheduler's protocol in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import docker
+import pika
+import pytest
+
+from libs.common.messages import RunMessage
+from libs.common.topology import DEAD_QUEUE, RUNS_QUEUE, declare_topology
+from services.executor import runtime as rt
+from services.executor.tests.fake_scheduler import TOKEN, FakeScheduler, Row, serve, wait_until
+from services.executor.tests.guard_rules import remove_rules
+
+pytestmark = pytest.mark.component
+
+ROOT = Path(__file__).parents[3]
+START_SECONDS = 30.0
+INSTANCE = f"process-{uuid.uuid4().hex[:8]}"
+COUNTING = "i=0; while [ $i -lt 40 ]; do echo line $i; echo e$i >&2; sleep 0.1; i=$((i+1)); done; printf end"
+
+
+class Stand:
+    """A broker, a scheduler, and executors that come and go."""
+
+    def __init__(self, broker_url: str, engine: docker.DockerClient) -> None:
+        self.scheduler = FakeScheduler()
+        self.engine = engine
+        self.instance = INSTANCE
+        self._broker_url = broker_url
+        self._server: ThreadingHTTPServer
+        self._server, self._url = serve(self.scheduler)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._connection = pika.BlockingConnection(pika.URLParameters(broker_url))
+        self.channel: Any = self._connection.channel()
+        declare_topology(self.channel)
+        self.channel.queue_purge(RUNS_QUEUE)
+        self.channel.queue_purge(DEAD_QUEUE)
+
+    def start(self, executor_id: str = "executor-1", **changes: str) -> tuple[subprocess.Popen[bytes], int]:
+        """A running executor that has synced, and the port of its health."""
+        port = _free_port()
+        environment = os.environ | {
+            "BROKER_URL": self._broker_url,
+            "SCHEDULER_URL": self._url,
+            "INTERNAL_TOKEN": TOKEN,
+            "INSTANCE": self.instance,
+            "EXECUTOR_ID": executor_id,
+            "EXECUTOR_SLOTS": "3",
+            "EXECUTOR_STOP_GRACE_SECONDS": "0.5",
+            "HEALTH_PORT": str(port),
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services.executor"], cwd=ROOT, env=environment | changes
+        )
+        self._processes.append(process)
+        wait_until(lambda: read_status(port, "/readyz") == 200, START_SECONDS, "being ready")
+        return process, port
+
+    def add(self, *argv: str, **changes: Any) -> Row:
+        """A run that waits on the queue."""
+        row = self.scheduler.add(command=argv[0], args=list(argv[1:]), **changes)
+        self.publish(row)
+        return row
+
+    def publish(self, row: Row) -> None:
+        message = RunMessage(run_id=uuid.UUID(row.task["runId"]), task_id=uuid.UUID(row.task["taskId"]))
+        self.publish_body(message.encode())
+
+    def publish_body(self, body: bytes) -> None:
+        self.channel.basic_publish("", RUNS_QUEUE, body, pika.BasicProperties(delivery_mode=2))
+
+    def containers(self) -> list[Any]:
+        labels = [f"{rt.LABEL_INSTANCE}={self.instance}", rt.LABEL_RUN]
+        found: list[Any] = self.engine.containers.list(all=True, filters={"label": labels}, ignore_removed=True)
+        return found
+
+    def wait_started(self, *rows: Row) -> None:
+        self.scheduler.wait(lambda: all(row.started for row in rows))
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        for container in self.containers():
+            # A removal that the executor had asked for may be under way.
+            with contextlib.suppress(docker.errors.NotFound, docker.errors.APIError):
+                container.remove(force=True)
+        wait_until(lambda: self.containers() == [], what="removing the containers")
+        self._server.shutdown()
+        self._connection.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _network(engine: docker.DockerClient) -> Iterator[None]:
+    yield
+    for network in engine.networks.list(names=[f"{INSTANCE}-tasks"]):
+        network.remove()
+    remove_rules(engine, INSTANCE)
+
+
+@pytest.fixture
+def stand(broker_url: str, engine: docker.DockerClient) -> Iterator[Stand]:
+    stand = Stand(broker_url, engine)
+    yield stand
+    stand.close()
+
+
+def test_runs_end_each_in_their_own_way(stand: Stand):
+    stand.start()
+    value = "a b=\"c\" 'd'\n=ü"
+    hello = stand.add("echo", "a b", ";", "&&", "$(id)")
+    environment = stand.add("sh", "-c", 'printf %s "$A"', environment={"A": value})
+    fails = stand.add("sh", "-c", "echo why >&2; exit 3")
+    missing = stand.add("no-such-command")
+    hungry = stand.add("tail", "/dev/zero", memoryMb=16)
+    slow = stand.add("sleep", "60", timeoutSeconds=1)
+    binary = stand.add("sh", "-c", "head -c 100000 /dev/urandom | tee /proc/self/fd/2")
+    egress = stand.add("true", network="egress")
+
+    for row in (hello, environment, fails, missing, hungry, slow, binary, egress):
+        stand.scheduler.wait_finished(row, 60)
+
+    assert hello.result == b"a b ; && $(id)\n"
+    assert environment.result == value.encode()
+    assert _ends(fails) == ("failed", "exit_nonzero", 3)
+    assert _ends(missing) == ("failed", "invalid_command", 127)
+    assert _ends(hungry) == ("failed", "oom_killed", 137)
+    assert _ends(slow) == ("failed", "timeout", 143)
+    assert _ends(egress) == ("completed", None, 0)
+    assert binary.output("stdout") == binary.output("stderr")
+    assert len(binary.output("stdout")) == 100_000
+    assert binary.result == binary.output("stdout")[-65536:]
+    wait_until(lambda: stand.containers() == [], what="removing the containers")
+
+
+def test_a_killed_executor_adopts_its_running_containers(stand: Stand):
+    process, _ = stand.start()
+    counting = stand.add("sh", "-c", COUNTING)
+    ends_meanwhile = stand.add("sh", "-c", "sleep 1; printf bye; exit 4")
+    stand.wait_started(counting, ends_meanwhile)
+    started = {each.id: each.attrs["State"]["StartedAt"] for each in stand.containers()}
+    stand.scheduler.wait(lambda: len(counting.output("stdout")) > 0)
+
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: sum(each.status == "exited" for each in stand.containers()) == 1)
+    stand.start()
+    stand.scheduler.wait_finished(counting)
+    stand.scheduler.wait_finished(ends_meanwhile)
+
+    lines = "".join(f"line {number}\n" for number in range(40)) + "end"
+    assert counting.output("stdout") == counting.result == lines.encode()
+    assert counting.output("stderr") == "".join(f"e{number}\n" for number in range(40)).encode()
+    assert _ends(ends_meanwhile) == ("failed", "exit_nonzero", 4)
+    assert ends_meanwhile.output("stdout") == b"bye"
+    for row in (counting, ends_meanwhile):
+        assert row.finished is not None
+        assert started[row.finished["containerId"]][:23] == row.finished["startedAt"][:23]
+
+
+def test_an_orderly_stop_leaves_what_runs_to_be_adopted(stand: Stand):
+    process, _ = stand.start()
+    row = stand.add("sh", "-c", "sleep 3; echo done")
+    stand.wait_started(row)
+
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    assert [each.status for each in stand.containers()] == ["running"]
+
+    stand.start()
+    assert stand.scheduler.wait_finished(row)["outcome"] == "completed"
+    assert row.result == b"done\n"
+
+
+def test_another_executor_on_the_engine_takes_over(stand: Stand):
+    process, _ = stand.start("executor-1")
+    row = stand.add("sh", "-c", "sleep 3; echo done")
+    stand.wait_started(row)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    stand.start("executor-2")
+    stand.scheduler.adoptions.append(row.task["runId"])
+
+    assert stand.scheduler.wait_finished(row)["outcome"] == "completed"
+    assert row.result == b"done\n"
+    assert row.epoch == 2
+
+
+def test_a_stop_reaches_a_running_container_within_two_seconds(stand: Stand):
+    stand.start()
+    row = stand.add("sleep", "60")
+    stand.wait_started(row)
+
+    row.stop = True
+    stand.scheduler.wait_finished(row, 2.5)
+
+    assert _ends(row) == ("cancelled", None, 143)
+
+
+def test_a_scheduler_that_is_away_loses_nothing(stand: Stand):
+    stand.start()
+    row = stand.add("sh", "-c", "sleep 1; echo done")
+    stand.wait_started(row)
+
+    stand.scheduler.away = True
+    wait_until(lambda: [each.status for each in stand.containers()] == ["exited"])
+    waiting = stand.add("true")
+    stand.scheduler.away = False
+
+    assert stand.scheduler.wait_finished(row)["outcome"] == "completed"
+    assert row.result == b"done\n"
+    assert stand.scheduler.wait_finished(waiting)["outcome"] == "completed"
+
+
+def test_a_message_that_comes_twice_runs_once(stand: Stand):
+    stand.start()
+    row = stand.add("sleep", "1")
+    stand.publish(row)
+
+    stand.scheduler.wait_finished(row)
+    stand.publish(row)
+    after = stand.add("true")
+    stand.scheduler.wait_finished(after)
+
+    assert row.finished_reports == 1
+    assert row.epoch == 1
+
+
+def test_a_message_that_cannot_be_read_is_a_dead_letter(stand: Stand):
+    stand.start()
+
+    stand.publish_body(b"{}")
+    row = stand.add("true")
+
+    stand.scheduler.wait_finished(row)
+    wait_until(lambda: stand.channel.queue_declare(DEAD_QUEUE, passive=True).method.message_count == 1)
+
+
+def test_more_output_than_is_kept_is_cut_with_a_mark(stand: Stand):
+    stand.start()
+    row = stand.add("sh", "-c", "head -c 7000000 /dev/zero; printf end")
+
+    stand.scheduler.wait_finished(row)
+
+    assert b"truncated" in row.output("stdout")[-100:]
+    assert row.result.endswith(b"end")
+
+
+def test_health_and_metrics_are_served(stand: Stand):
+    _, port = stand.start()
+    stand.scheduler.wait_finished(stand.add("true"))
+
+    metrics = _read(port, "/metrics")
+
+    assert read_status(port, "/livez") == 200
+    assert "taskrunner_executor_slots 3.0" in metrics
+    assert 'taskrunner_executor_runs_total{outcome="completed",reason=""} 1.0' in metrics
+    for phase in ("create", "start", "run"):
+        assert f'taskrunner_executor_phase_duration_seconds_count{{phase="{phase}"}} 1.0' in metrics
+
+
+def test_a_missing_setting_is_named_at_the_start():
+    environment = {"PATH": os.environ["PATH"], "SCHEDULER_URL": "http://scheduler:8002", "INTERNAL_TOKEN": "x"}
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "services.executor"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+
+    assert ended.returncode != 0
+    assert len(ended.stderr.splitlines()) == 1
+    assert b"BROKER_URL" in ended.stderr
+
+
+def read_status(port: int, path: str) -> int:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def _read(port: int, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def _ends(row: Row) -> tuple[str, str | None, int | None]:
+    assert row.finished is not None
+    return row.finished["outcome"], row.finished["reason"], row.finished["exitCode"]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
