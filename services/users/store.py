@@ -160,8 +160,9 @@ def delete_sessions(connection: Connection, account_id: UUID) -> None:
     connection.execute(QUERIES["delete_sessions"], {"account_id": account_id})
 
 
-def delete_expired_sessions(connection: Connection, account_id: UUID) -> None:
-    connection.execute(QUERIES["delete_expired_sessions"], {"account_id": account_id})
+def delete_expired_sessions(connection: Connection, *, limit: int) -> None:
+    """The oldest of anybody's."""
+    connection.execute(QUERIES["delete_expired_sessions"], {"limit": limit})
 
 
 def session_is_active(connection: Connection, *, account_id: UUID, session_id: UUID, version: int) -> bool:

@@ -11,7 +11,13 @@ DELETE FROM users.sessions WHERE id = %(id)s AND account_id = %(account_id)s
 DELETE FROM users.sessions WHERE account_id = %(account_id)s
 
 -- name: delete_expired_sessions
-DELETE FROM users.sessions WHERE account_id = %(account_id)s AND expires_at <= now()
+-- Of whomever, a few at a time; what another login is deleting is left to it.
+DELETE FROM users.sessions
+ WHERE id IN (SELECT id FROM users.sessions
+               WHERE expires_at <= now()
+               ORDER BY expires_at
+               LIMIT %(limit)s
+                 FOR UPDATE SKIP LOCKED)
 
 -- name: insert_refresh_token
 INSERT INTO users.refresh_tokens (token_hash, session_id, expires_at)

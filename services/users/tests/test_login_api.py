@@ -187,15 +187,16 @@ def test_a_refresh_forgets_the_expired_tokens_of_its_session(api: Api, pool, ada
     assert row["count"] == 2
 
 
-def test_login_forgets_the_expired_sessions_of_its_user(api: Api, pool, ada):
+def test_a_login_clears_away_what_expired_whosever_it_was(api: Api, pool, ada, admin):
     with pool.connection() as connection:
         connection.execute("UPDATE users.sessions SET expires_at = now() WHERE account_id = %s", (ada.id,))
 
-    ada.log_in()
+    admin.log_in()
 
     with pool.connection() as connection:
         row = connection.execute("SELECT count(*) FROM users.sessions WHERE account_id = %s", (ada.id,)).fetchone()
-    assert row["count"] == 1
+    assert row["count"] == 0
+    assert api.is_active(admin)
 
 
 def test_logout_ends_its_own_session_only(api: Api, ada):
