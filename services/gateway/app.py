@@ -24,8 +24,8 @@ from services.gateway.upstream import Call, Upstream
 
 log = structlog.get_logger()
 
-# Kept for each service. More are opened when more requests are under way at a time, and closed after them.
-CONNECTIONS = 128
+# To each service: as many as a worker serves requests at a time (gunicorn's worker_connections).
+CONNECTIONS = 1000
 
 
 def create_app() -> Flask:

@@ -91,6 +91,11 @@ class Stack:
         """The container of a task, which has the task's name."""
         return self.engine.containers.get(task_id)
 
+    def executor_of(self, task_id: str) -> str:
+        """Which executor made the container of a task."""
+        executor_id: str = self.task_container(task_id).labels["taskrunner.executor"]
+        return executor_id
+
     def has_task_container(self, task_id: str) -> bool:
         found = self.engine.containers.list(all=True, filters={"label": f"taskrunner.task={task_id}"})
         return bool(found)

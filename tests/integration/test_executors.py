@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.integration.client import User, in_seconds, to_time
+from tests.integration.client import User, expect, in_seconds, shell, to_time
 from tests.integration.stack import Stack
 
 pytestmark = pytest.mark.integration
@@ -41,3 +41,26 @@ def test_sixty_tasks_due_at_once_are_shared_by_three_executors_and_run_once_each
     first, last = (pick(to_time(task["startedAt"]) for task in ended) for pick in (min, max))
     assert first >= to_time(due)
     assert last - first < timedelta(seconds=45)
+
+
+def test_the_runs_of_an_executor_that_stays_away_are_taken_over_on_the_same_engine(
+    stack: Stack, user: User, three_executors: None
+):
+    script = "echo started; sleep 6; echo done"
+    created = [expect(user.api.post("/api/tasks/", shell(script)), 201)["id"] for _ in range(6)]
+    for task_id in created:
+        user.api.wait_for(task_id, "running")
+    victim = stack.containers("executor")[0]
+    held = [task_id for task_id in created if stack.executor_of(task_id) == victim.id[:12]]
+
+    victim.kill()
+    ended = [user.api.wait_for(task_id, "completed", seconds=60) for task_id in created]
+
+    assert held, "the executor that was killed had nothing to do"
+    assert {task["attempts"] for task in ended} == {1}
+    for task_id in created:
+        assert user.api.read_logs(task_id) == b"started\ndone\n"
+    for task_id in held:
+        (run,) = user.api.list_runs(task_id)
+        assert run["executorId"] != victim.id[:12]
+    victim.start()
