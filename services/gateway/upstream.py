@@ -70,7 +70,7 @@ class _FreshPool(HTTPConnectionPool):
 
 
 class Upstream:
-    """A service by its name and address. `connections` is how many are kept at most; more are opened when needed."""
+    """A service by its name and address. `connections` is how many are kept; more are opened when needed."""
 
     def __init__(
         self,
