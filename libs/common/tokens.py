@@ -118,7 +118,7 @@ class JwksKeys:
     cause a fetch. While users is down the last set stays in use.
     """
 
-    def __init__(self, url: str, *, refresh_seconds: float = 300.0, retry_seconds: float = 1.0) -> None:
+    def __init__(self, url: str, *, refresh_seconds: float = 30.0, retry_seconds: float = 1.0) -> None:
         self._url = url
         self._refresh_seconds = refresh_seconds
         self._retry_seconds = retry_seconds
