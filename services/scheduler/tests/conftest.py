@@ -16,9 +16,11 @@ from flask.testing import FlaskClient
 from libs.common.clock import utc_now
 from libs.common.config import Secret
 from libs.common.postgres import Pool, open_pool
+from services.scheduler import run_store
 from services.scheduler.app import build_app
 from services.scheduler.config import HttpConfig
 from services.scheduler.dispatch import DispatchConfig, Dispatcher
+from services.scheduler.sync import SyncConfig
 from services.scheduler.tests.executors import SERVICE_TOKEN, FakeExecutor
 from services.scheduler.users_client import Deletion
 
@@ -159,8 +161,15 @@ def waker() -> CountingWaker:
 
 @pytest.fixture
 def make_client(pool, users, waker):
-    def make(**config: Any) -> FlaskClient:
-        app = build_app(make_config(**config), pool=pool, keys=TestKeys(), users=users, waker=waker)
+    def make(sync_config: SyncConfig | None = None, **config: Any) -> FlaskClient:
+        app = build_app(
+            make_config(**config),
+            pool=pool,
+            keys=TestKeys(),
+            users=users,
+            waker=waker,
+            sync_config=sync_config,
+        )
         return app.test_client()
 
     return make
@@ -184,6 +193,15 @@ def other(client) -> ApiClient:
 @pytest.fixture
 def admin(client) -> ApiClient:
     return ApiClient(client, uuid.uuid4(), ["user", "admin"])
+
+
+@pytest.fixture
+def settled_client(make_client, pool) -> FlaskClient:
+    """As if database and scheduler had been up for long: leases that run out are taken over at once."""
+    with pool.connection() as connection:
+        run_store.beat(connection, "http")
+        connection.execute("UPDATE scheduler.parts SET since = now() - interval '1 hour'")
+    return make_client(SyncConfig(settle=timedelta(0)))
 
 
 @pytest.fixture

@@ -5,18 +5,14 @@ from __future__ import annotations
 import threading
 import uuid
 from datetime import timedelta
-from typing import Any, cast
 
 import psycopg
 import pytest
 
 from libs.common.clock import format_time, parse_time, utc_now
-from libs.common.config import Secret
 from services.scheduler import run_store
-from services.scheduler.app import build_app
 from services.scheduler.retry import LOST_LIMIT
 from services.scheduler.sync import SyncConfig
-from services.scheduler.tests.conftest import CountingWaker, FakeUsers, TestKeys, make_config
 from services.scheduler.tests.executors import FakeExecutor
 
 pytestmark = pytest.mark.component
@@ -405,16 +401,12 @@ def test_an_earlier_boot_is_refused_for_good(executor, queue):
     assert answer.json["code"] == "executor_replaced"
 
 
-def test_an_expired_lease_is_taken_over_on_the_same_engine(client, user, executor, queue, pool):
+def test_an_expired_lease_is_taken_over_on_the_same_engine(settled_client, user, executor, queue, pool):
     task, run_id = queue()
     executor.claim(run_id)
     executor.start(run_id)
-    colleague = FakeExecutor(client, name="e2", engine=executor.engine)
-    stranger = FakeExecutor(client, name="e3", engine="engine-2")
-    # As if the database had been up for long; conftest's server is as young as the tests.
-    app_client = build_client(pool)
-    colleague.client = stranger.client = executor.client = app_client
-    note_http_since(pool, timedelta(hours=1))
+    colleague = FakeExecutor(settled_client, name="e2", engine=executor.engine)
+    stranger = FakeExecutor(settled_client, name="e3", engine="engine-2")
 
     assert colleague.sync()["adopt"] == []
     expire_leases(pool)
@@ -434,10 +426,10 @@ def test_an_expired_lease_is_taken_over_on_the_same_engine(client, user, executo
     [(timedelta(days=365), timedelta(days=400)), (timedelta(seconds=1), timedelta(0))],
     ids=["the database has just started", "the scheduler has just started"],
 )
-def test_nobody_takes_over_right_after_a_restart(executor, queue, pool, settle, http_since):
+def test_nobody_takes_over_right_after_a_restart(make_client, executor, queue, pool, settle, http_since):
     _, run_id = queue()
     executor.claim(run_id)
-    colleague = FakeExecutor(build_client(pool, settle=settle), name="e2", engine=executor.engine)
+    colleague = FakeExecutor(make_client(SyncConfig(settle=settle)), name="e2", engine=executor.engine)
     note_http_since(pool, http_since)
     expire_leases(pool)
 
@@ -445,11 +437,11 @@ def test_nobody_takes_over_right_after_a_restart(executor, queue, pool, settle, 
     assert executor.sync()["released"] == []
 
 
-def test_images_that_are_needed_soon_are_told(user, pool):
+def test_images_that_are_needed_soon_are_told(user, client):
     user.create(image="soon:1", scheduledAt=format_time(utc_now() + timedelta(minutes=4)))
     user.create(image="soon:1", scheduledAt=format_time(utc_now() + timedelta(minutes=3)))
     user.create(image="later:1", scheduledAt=format_time(utc_now() + timedelta(minutes=6)))
-    executor = FakeExecutor(build_client(pool))
+    executor = FakeExecutor(client)
 
     assert executor.sync()["prefetch"] == ["soon:1"]
 
@@ -507,15 +499,3 @@ def test_the_schema_refuses_states_that_contradict_themselves(executor, queue, p
 
     with pytest.raises(psycopg.errors.CheckViolation):
         query(pool, f"UPDATE scheduler.{change}")
-
-
-def build_client(pool, *, settle=timedelta(0)):
-    app = build_app(
-        make_config(internal_token=Secret("service-token")),
-        pool=pool,
-        keys=TestKeys(),
-        users=cast("Any", FakeUsers()),
-        waker=cast("Any", CountingWaker()),
-        sync_config=SyncConfig(settle=settle),
-    )
-    return app.test_client()
