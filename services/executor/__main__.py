@@ -124,7 +124,7 @@ class Executor:
 
     def _may_take(self) -> bool:
         sync = self._sync
-        answered = sync is not None and sync.age_seconds is not None
+        answered = sync is not None and sync.age_seconds is not None and not sync.replaced
         return answered and self._engine.ready and not self._shutdown.asked
 
     def _reap(self) -> None:
@@ -188,6 +188,8 @@ class Executor:
             raise ConnectionError("not connected")
 
     def _probe_scheduler(self) -> dict[str, Any]:
+        if self._sync is not None and self._sync.replaced:
+            raise ConnectionRefusedError("another executor has started with this EXECUTOR_ID; give it its own")
         age = self._sync.age_seconds if self._sync is not None else None
         if age is None or age > SYNC_STALE_SECONDS:
             raise TimeoutError("no sync was answered lately")

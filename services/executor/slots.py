@@ -146,3 +146,7 @@ class Duties:
 
     def prefetch(self, images: Sequence[str]) -> None:
         self._prefetcher.want(images)
+
+    def replaced(self) -> None:
+        assert self.slots is not None  # noqa: S101  As above.
+        self.slots.balance()

@@ -28,6 +28,7 @@ from services.executor.spec import StoredOutput, TaskSpec, read_stored_output, r
 
 log = structlog.get_logger()
 
+CONFLICT = 409
 PATH = "/internal/executors/sync"
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 20.0
@@ -51,6 +52,10 @@ Post = Callable[[JsonObject], JsonObject]
 
 class SchedulerAway(Exception):
     """The scheduler didn't answer, or not with an answer."""
+
+
+class Replaced(Exception):
+    """A later start under the same EXECUTOR_ID has taken this one's place, and its runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,8 @@ class Listener(Protocol):
 
     def prefetch(self, images: Sequence[str]) -> None: ...
 
+    def replaced(self) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Request:
@@ -118,6 +125,7 @@ class Sync:
         self._succeeded_at: float | None = None
         self._first_success = threading.Event()
         self._ended = False
+        self.replaced = False
 
     @property
     def held_count(self) -> int:
@@ -199,6 +207,9 @@ class Sync:
         while not self._ended:
             try:
                 self.run_once()
+            except Replaced as error:
+                failures += 1
+                self._give_up(error)
             except SchedulerAway as error:
                 failures += 1
                 log.warning("sync_failed", failures=failures, error=str(error))
@@ -210,7 +221,10 @@ class Sync:
             self._sleep(failures)
 
     def run_once(self) -> None:
-        """One request and its answer. SchedulerAway when there was none; all of it is sent again then."""
+        """One request and its answer. SchedulerAway when there was none; all of it is sent again then.
+
+        Replaced when the scheduler will never answer this process again.
+        """
         request = self._build()
         with SYNC_DURATION.time():
             answer = self._post(request.body)
@@ -220,6 +234,18 @@ class Sync:
 
     def _holds(self, run_id: str) -> bool:
         return any(key[0] == run_id for key in self._held)
+
+    def _give_up(self, error: Replaced) -> None:
+        """Let everything go, once. To leave would make the two replace each other for ever."""
+        if self.replaced:
+            return
+        self.replaced = True
+        log.error("executor_replaced", executor_id=self._identity.executor_id, error=str(error))
+        with self._condition:
+            held = list(self._held.values())
+        for run in held:
+            self._release(run)
+        self._listener.replaced()
 
     def _sleep(self, failures: int) -> None:
         with self._condition:
@@ -383,6 +409,8 @@ class SchedulerClient:
     def post(self, body: JsonObject) -> JsonObject:
         try:
             response = self._session.post(self._url, json=body, timeout=(CONNECT_SECONDS, ANSWER_SECONDS))
+            if response.status_code == CONFLICT:
+                raise Replaced(response.text[:300])
             if response.status_code != 200:
                 raise SchedulerAway(f"status {response.status_code}: {response.text[:300]}")
             answer = response.json()

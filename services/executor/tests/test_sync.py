@@ -15,7 +15,7 @@ import pytest
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport
 from services.executor.outcome import Outcome
 from services.executor.output import CHUNK_BYTES
-from services.executor.sync import Adoption, Claim, Identity, SchedulerAway, Sync
+from services.executor.sync import Adoption, Claim, Identity, Replaced, SchedulerAway, Sync
 from services.executor.tests.fake_scheduler import FakeScheduler, Row, wait_until
 
 
@@ -24,6 +24,7 @@ class FakeListener:
         self.adopted: list[Adoption] = []
         self.stopped: list[HeldRun] = []
         self.images: list[str] = []
+        self.was_replaced = False
 
     def adopt(self, adoption: Adoption) -> None:
         self.adopted.append(adoption)
@@ -34,6 +35,9 @@ class FakeListener:
     def prefetch(self, images: Sequence[str]) -> None:
         self.images.extend(images)
 
+    def replaced(self) -> None:
+        self.was_replaced = True
+
 
 class Bench:
     """A scheduler in memory, and one executor's sync, stepped by hand."""
@@ -42,6 +46,7 @@ class Bench:
         self.scheduler = FakeScheduler()
         self.listener = FakeListener()
         self.lose_answer = False
+        self.other_boot = False
         self.sync = self.boot("boot-1")
 
     def boot(self, boot_id: str) -> Sync:
@@ -67,6 +72,8 @@ class Bench:
     def _post(self, body: Any) -> Any:
         if self.scheduler.away:
             raise SchedulerAway("away")
+        if self.other_boot:
+            raise Replaced("a later start has taken its place")
         answer = self.scheduler.answer(body)
         if self.lose_answer:
             raise SchedulerAway("the answer was lost")
@@ -261,6 +268,20 @@ def test_a_lease_that_is_another_executors_is_released(bench: Bench):
 
     assert run.released
     assert bench.sync.held_count == 0
+
+
+def test_an_executor_whose_place_is_taken_lets_everything_go(bench: Bench):
+    run = bench.claim(bench.scheduler.add())
+    bench.other_boot = True
+    thread = threading.Thread(target=bench.sync.run, daemon=True)
+    thread.start()
+
+    wait_until(lambda: bench.listener.was_replaced)
+
+    assert run.released
+    assert bench.sync.held_count == 0
+    bench.sync.end()
+    thread.join(10)
 
 
 def test_a_stop_is_told_once(bench: Bench):
