@@ -15,7 +15,7 @@ fi
 # The repository is mounted at its own path, so that paths mean the same here, in there and to the engine.
 socket=/var/run/docker.sock
 case ${DOCKER_HOST:-} in unix://*) socket=${DOCKER_HOST#unix://} ;; esac
-run=(docker run --rm --interactive --volume "$socket:/var/run/docker.sock"
+run=(docker run --rm --interactive --network none --volume "$socket:/var/run/docker.sock"
     --volume "$repository:$repository" --workdir "$repository")
 if [ -t 0 ] && [ -t 1 ]; then run+=(--tty); fi
 exec "${run[@]}" task-runner/compose:local "${arguments[@]}" "$@"
