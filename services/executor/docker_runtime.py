@@ -51,7 +51,9 @@ _COMMAND_FAULTS = (
     "can't contain null",
     "invalid argument",
 )
-_REGISTRY_DENIALS = ("manifest unknown", "not found", "access denied", "does not exist", "unauthorized", "denied:")
+_REGISTRY_DENIALS = ("manifest unknown", "not found", "does not exist", "unauthorized", "denied")
+# A name server that finds no such host, or a socket that may not be opened, is a network at fault.
+_NETWORK_FAULTS = ("no such host", "permission denied")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -176,28 +178,22 @@ class DockerRuntime:
                 raise rt.ContainerRuns(_explain(error)) from error
 
     def pull(self, image: str, *, limit: timedelta, on_open: rt.OnInterruptible) -> None:
+        pull = _Pull(self._docker_host, image, limit=limit)
         interrupted = threading.Event()
-        timed_out = threading.Event()
-        response = self._open_pull(image, limit=limit)
 
-        def end(reason: threading.Event) -> None:
-            reason.set()
-            _shut(response)
+        def interrupt() -> None:
+            interrupted.set()
+            pull.abandon()
 
-        # The limit is on the whole pull; the client's own time-out only bounds the silence between two reads.
-        timer = threading.Timer(limit.total_seconds(), end, args=(timed_out,))
-        timer.daemon = True
-        timer.start()
-        on_open(lambda: end(interrupted))
-        try:
-            with closing(response):
-                self._read_pull(response)
-        finally:
-            timer.cancel()
-            if interrupted.is_set():
-                raise rt.PullInterrupted(image)
-            if timed_out.is_set():
-                raise rt.PullFailed(f"it took longer than {int(limit.total_seconds())} s")
+        on_open(interrupt)
+        ended = pull.wait()
+        if interrupted.is_set():
+            raise rt.PullInterrupted(image)
+        if not ended:
+            pull.abandon()
+            raise rt.PullFailed(f"it took longer than {int(limit.total_seconds())} s")
+        if pull.failure is not None:
+            raise pull.failure
         if self.find_image(image) is None:
             raise rt.PullFailed("the registry broke off")
 
@@ -315,31 +311,6 @@ class DockerRuntime:
     def _read_some(self, response: requests.Response) -> bytes:
         return bytes(response.raw.read1(READ_BYTES))
 
-    @_translate
-    def _open_pull(self, image: str, *, limit: timedelta) -> requests.Response:
-        client = self._client
-        repository, tag = parse_repository_tag(image)
-        params = {"fromImage": repository, "tag": tag or "latest"}
-        response = client.post(
-            f"{client.base_url}/v{client.api_version}/images/create",
-            params=params,
-            stream=True,
-            timeout=(CALL_TIMEOUT_SECONDS, limit.total_seconds()),
-        )
-        if response.status_code != 200:
-            with closing(response):
-                raise _pull_error(response.status_code, _read_message(response))
-        return response
-
-    def _read_pull(self, response: requests.Response) -> None:
-        """Read the progress to its end; the engine tells an error in a line of it."""
-        rest = b""
-        while data := self._read_some(response):
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                _check_progress(line)
-        _check_progress(rest)
-
     def _find_network(self, network: rt.TaskNetwork) -> str | None:
         for found in self._client.networks(names=[network.name]):
             if found["Name"] != network.name:
@@ -362,6 +333,67 @@ class DockerRuntime:
         if not self._docker_host.startswith(_UNIX_SCHEME):
             return None
         return datetime.fromtimestamp(os.stat(self._docker_host.removeprefix(_UNIX_SCHEME)).st_ctime, UTC)
+
+
+class _Pull:
+    """One pull, on a connection and in a thread of its own.
+
+    The engine sends nothing, not even the head of its answer, before the registry has answered it, so there is
+    nothing that could be shut: to break it off means to turn away.
+    """
+
+    def __init__(self, docker_host: str, image: str, *, limit: timedelta) -> None:
+        self.failure: Exception | None = None
+        self._docker_host = docker_host
+        self._image = image
+        self._limit_seconds = limit.total_seconds()
+        self._response: requests.Response | None = None
+        self._abandoned = False
+        self._ended = threading.Event()
+        threading.Thread(target=self._run, name="pull", daemon=True).start()
+
+    def wait(self) -> bool:
+        """True when it has ended or was abandoned, False when the limit is over."""
+        return self._ended.wait(self._limit_seconds)
+
+    def abandon(self) -> None:
+        self._abandoned = True
+        self._ended.set()
+        if self._response is not None:
+            _shut(self._response)
+
+    def _run(self) -> None:
+        try:
+            self._pull()
+        except Exception as failure:  # noqa: BLE001  It is raised again in the thread that waits.
+            self.failure = failure
+        finally:
+            self._ended.set()
+
+    @_translate
+    def _pull(self) -> None:
+        repository, tag = parse_repository_tag(self._image)
+        with closing(_open_client(self._docker_host)) as client:
+            response = client.post(
+                f"{client.base_url}/v{client.api_version}/images/create",
+                params={"fromImage": repository, "tag": tag or "latest"},
+                stream=True,
+                timeout=(CALL_TIMEOUT_SECONDS, self._limit_seconds),
+            )
+            with closing(response):
+                self._response = response
+                if response.status_code != 200:
+                    raise _pull_error(response.status_code, _read_message(response))
+                self._read_progress(response)
+
+    def _read_progress(self, response: requests.Response) -> None:
+        """Read to the end; the engine tells an error in a line of it."""
+        rest = b""
+        while not self._abandoned and (data := response.raw.read1(READ_BYTES)):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                _check_progress(line)
+        _check_progress(rest)
 
 
 class _OneConnection(UnixHTTPAdapter):
@@ -429,8 +461,9 @@ def _pull_error(status: int, text: str) -> rt.RuntimeFailure:
     lowered = text.lower()
     if status == 400 or "invalid reference" in lowered:
         return rt.InvalidReference(text)
-    # A name server that finds no such host is a network at fault, not a missing image.
-    if "no such host" not in lowered and any(denial in lowered for denial in _REGISTRY_DENIALS):
+    if any(fault in lowered for fault in _NETWORK_FAULTS):
+        return rt.PullFailed(text)
+    if any(denial in lowered for denial in _REGISTRY_DENIALS):
         return rt.ImageNotFound(text)
     return rt.PullFailed(text)
 
