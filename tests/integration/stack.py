@@ -97,7 +97,9 @@ class Stack:
         return executor_id
 
     def has_task_container(self, task_id: str) -> bool:
-        found = self.engine.containers.list(all=True, filters={"label": f"taskrunner.task={task_id}"})
+        found = self.engine.containers.list(
+            all=True, filters={"label": f"taskrunner.task={task_id}"}, ignore_removed=True
+        )
         return bool(found)
 
     def control_addresses(self) -> dict[str, str]:
