@@ -22,6 +22,7 @@ function describeType(api, schema) {
   const name = schema?.$ref?.split("/").pop();
   const found = resolve(api, schema);
   if (found.enum) return found.enum.map((value) => JSON.stringify(value)).join(" | ");
+  if (name && found.type === "object") return name;
   if (found.type === "array") return `list of ${describeType(api, found.items ?? {})}`;
   if (found.type === "object" && found.additionalProperties?.type) return `map of ${found.additionalProperties.type}`;
   const alternatives = found.oneOf ?? found.anyOf ?? found.allOf;
