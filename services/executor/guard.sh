@@ -1,3 +1,4 @@
+#!/bin/sh
 # Sets the packet filter rules around the task network; runs as root with NET_ADMIN in the host's network.
 # BRIDGE: the task network's interface. CHAIN: prefix of our own chains. ALLOW, DENY, CONTROL: networks, by spaces.
 # Each chain is replaced in one step, so setting the same rules again never leaves a gap.
