@@ -21,16 +21,17 @@ from services.executor.config import ExecutorConfig, read_config
 from services.executor.container_options import ContainerSettings
 from services.executor.docker_runtime import DockerRuntime
 from services.executor.engine import EngineMonitor
-from services.executor.execution import Tools
 from services.executor.metrics import SLOTS, SLOTS_USED
 from services.executor.network_guard import GuardSettings, NetworkGuard
 from services.executor.noop_runtime import NoopRuntime
 from services.executor.prefetch import Prefetcher
 from services.executor.reaper import BUSY_INTERVAL_SECONDS, IDLE_INTERVAL_SECONDS, Reaper
 from services.executor.runtime import EngineUnavailable, Runtime
+from services.executor.scheduler_client import SchedulerClient
 from services.executor.slots import Duties, Slots
 from services.executor.stopper import Stopper
-from services.executor.sync import Identity, SchedulerClient, Sync
+from services.executor.sync import Identity, Sync
+from services.executor.tools import Tools
 
 log = structlog.get_logger()
 

@@ -1,7 +1,7 @@
 """The Docker engine as a `Runtime`: the only file that imports the docker SDK.
 
 It uses the SDK's low-level client, one request a call: the high-level objects inspect a container before and
-after most calls, which a busy machine feels.
+after most calls, which a busy machine feels. Being the only one that may know the SDK makes it a long file.
 """
 
 from __future__ import annotations

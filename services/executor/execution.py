@@ -11,18 +11,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import structlog
 
 from libs.common.clock import utc_now
 from services.executor import runtime as rt
-from services.executor.container_options import ContainerSettings, container_options
+from services.executor.container_options import container_options
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport
 from services.executor.metrics import PHASE_DURATION, RUNS
 from services.executor.outcome import Outcome, decide_outcome, decide_pull_failure, decide_start_failure
+from services.executor.tools import Tools
 
 log = structlog.get_logger()
 
@@ -38,35 +38,6 @@ ENGINE_STOP_SECONDS = 20.0
 ENGINE_RECOVERY_SECONDS = 30.0
 
 STOPPED_BEFORE_START = Outcome("cancelled")
-
-
-class Reporter(Protocol):
-    """The part of the sync that a run uses."""
-
-    def report_started(self, run: HeldRun, report: StartedReport) -> None: ...
-
-    def report_finished(self, run: HeldRun, report: FinishedReport) -> None: ...
-
-    def let_go(self, run: HeldRun) -> None: ...
-
-
-class Stops(Protocol):
-    """Who sends signals to containers whose time is up, or whose stop was asked."""
-
-    def watch(self, run: HeldRun, *, container_id: str, started_at: datetime) -> None: ...
-
-    def unwatch(self, run: HeldRun) -> None: ...
-
-
-class EngineWatch(Protocol):
-    """What is known of the engine, shared by all threads."""
-
-    @property
-    def started_at(self) -> datetime | None: ...
-
-    def lost(self, error: rt.EngineUnavailable) -> None: ...
-
-    def wait_up(self, seconds: float) -> bool: ...
 
 
 class _Ended(Exception):
@@ -88,18 +59,6 @@ class _Adopt(Exception):
 
 class _LetGo(Exception):
     """The run isn't, or isn't surely, this executor's: report nothing, touch nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """What every run of one thread uses. `runtime` belongs to that thread alone."""
-
-    runtime: rt.Runtime
-    reporter: Reporter
-    stops: Stops
-    engine: EngineWatch
-    settings: ContainerSettings
-    pull_limit: timedelta
 
 
 class Execution:

@@ -11,12 +11,13 @@ import structlog
 
 from libs.common.consumer import Delivery
 from libs.common.messages import UnreadableMessage, decode_run_message
-from services.executor.execution import Execution, Tools
+from services.executor.execution import Execution
 from services.executor.held_run import HeldRun
 from services.executor.metrics import ADOPTED
 from services.executor.prefetch import Prefetcher
 from services.executor.stopper import Stopper
 from services.executor.sync import Adoption, Claim, Sync
+from services.executor.tools import Tools
 
 log = structlog.get_logger()
 

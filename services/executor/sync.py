@@ -6,7 +6,6 @@ Everything is sent again until the scheduler has answered it, and the scheduler 
 
 from __future__ import annotations
 
-import base64
 import random
 import threading
 import time
@@ -15,23 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
 
-import requests
 import structlog
 
-from libs.common.clock import format_time
-from libs.common.config import Secret
-from libs.common.service_auth import service_headers
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport, lease_clock
 from services.executor.metrics import SYNC_DURATION
-from services.executor.output import CHUNK_BYTES, Chunk, Output
+from services.executor.output import CHUNK_BYTES, Output
+from services.executor.report_fields import chunk_fields, finished_fields, started_fields
+from services.executor.scheduler_client import JsonObject, Replaced, SchedulerAway
 from services.executor.spec import StoredOutput, TaskSpec, read_stored_output, read_task_spec
 
 log = structlog.get_logger()
 
-CONFLICT = 409
-PATH = "/internal/executors/sync"
-CONNECT_SECONDS = 3.0
-ANSWER_SECONDS = 20.0
 # A stop request reaches a container with the next answer, and must within 2 s.
 BUSY_INTERVAL_SECONDS = 1.0
 IDLE_INTERVAL_SECONDS = 5.0
@@ -46,16 +39,7 @@ RESULTS_BUDGET_BYTES = 288 * 1024
 # Without the scheduler's word an adopter can't know which numbers its predecessor used: it takes its own range.
 SEQUENCES_PER_EPOCH = 1 << 20
 
-JsonObject = Mapping[str, Any]
 Post = Callable[[JsonObject], JsonObject]
-
-
-class SchedulerAway(Exception):
-    """The scheduler didn't answer, or not with an answer."""
-
-
-class Replaced(Exception):
-    """A later start under the same EXECUTOR_ID has taken this one's place, and its runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,8 +266,8 @@ class Sync:
             "claims": [{"runId": str(claim.run_id)} for claim in claims],
             "held": [{"runId": run_id, "epoch": epoch} for run_id, epoch in (run.key for run in held)],
             "reports": [
-                *(_started_fields(run, report) for run, report in started),
-                *(_finished_fields(run) for run in finished),
+                *(started_fields(run, report) for run, report in started),
+                *(finished_fields(run) for run in finished),
                 *({"runId": key[0], "epoch": key[1], "event": "preparing"} for key in questions),
             ],
             "logs": logs,
@@ -397,30 +381,6 @@ class Sync:
         self.wake(OUTPUT_DELAY_SECONDS)
 
 
-class SchedulerClient:
-    """Posts a sync over one kept-alive connection; for one thread."""
-
-    def __init__(self, *, scheduler_url: str, token: Secret) -> None:
-        self._url = scheduler_url.rstrip("/") + PATH
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.headers.update(service_headers(token))
-
-    def post(self, body: JsonObject) -> JsonObject:
-        try:
-            response = self._session.post(self._url, json=body, timeout=(CONNECT_SECONDS, ANSWER_SECONDS))
-            if response.status_code == CONFLICT:
-                raise Replaced(response.text[:300])
-            if response.status_code != 200:
-                raise SchedulerAway(f"status {response.status_code}: {response.text[:300]}")
-            answer = response.json()
-        except (requests.RequestException, ValueError) as error:
-            raise SchedulerAway(f"{type(error).__name__}: {error}"[:300]) from error
-        if not isinstance(answer, dict):
-            raise SchedulerAway("the answer isn't an object")
-        return answer
-
-
 def _take_output(held: Sequence[HeldRun]) -> list[dict[str, Any]]:
     budget = OUTPUT_BUDGET_BYTES
     taken: list[dict[str, Any]] = []
@@ -428,7 +388,7 @@ def _take_output(held: Sequence[HeldRun]) -> list[dict[str, Any]]:
     for run in sorted(held, key=lambda each: each.finished is None):
         for chunk in run.output.take(budget):
             budget -= len(chunk.data)
-            taken.append(_chunk_fields(run, chunk))
+            taken.append(chunk_fields(run, chunk))
     return taken
 
 
@@ -443,49 +403,3 @@ def _take_finished(held: Sequence[HeldRun]) -> list[HeldRun]:
             break
         taken.append(run)
     return taken
-
-
-def _chunk_fields(run: HeldRun, chunk: Chunk) -> dict[str, Any]:
-    run_id, epoch = run.key
-    return {
-        "runId": run_id,
-        "epoch": epoch,
-        "seq": chunk.seq,
-        "stream": chunk.stream,
-        "at": format_time(chunk.at),
-        "data": base64.b64encode(chunk.data).decode(),
-    }
-
-
-def _started_fields(run: HeldRun, report: StartedReport) -> dict[str, Any]:
-    run_id, epoch = run.key
-    return {
-        "runId": run_id,
-        "epoch": epoch,
-        "event": "started",
-        "containerId": report.container_id,
-        "startedAt": format_time(report.started_at),
-        "imageDigest": None,
-    }
-
-
-def _finished_fields(run: HeldRun) -> dict[str, Any]:
-    run_id, epoch = run.key
-    report = run.finished
-    assert report is not None  # noqa: S101  Only runs with a report get here.
-    outcome = report.outcome
-    return {
-        "runId": run_id,
-        "epoch": epoch,
-        "event": "finished",
-        "outcome": outcome.status,
-        "reason": outcome.reason,
-        "exitCode": outcome.exit_code,
-        "errorMsg": outcome.error_msg,
-        "result": None if report.result is None else base64.b64encode(report.result).decode(),
-        "startedAt": format_time(report.started_at) if report.started_at else None,
-        "finishedAt": format_time(report.finished_at) if report.finished_at else None,
-        "imageDigest": report.image_digest,
-        "maxMemoryMb": None,
-        "containerId": report.container_id,
-    }

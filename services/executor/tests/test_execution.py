@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from services.executor import runtime as rt
-from services.executor.execution import Execution, Tools
+from services.executor.execution import Execution
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport, lease_clock
 from services.executor.output import Output
 from services.executor.spec import StoredOutput
 from services.executor.tests.builders import BOOT_ID, make_run, make_settings, make_spec
 from services.executor.tests.fake_runtime import FakeContainer, FakeEngine, FakeRuntime, Program
 from services.executor.tests.fake_scheduler import wait_until
+from services.executor.tools import Tools
 
 
 class FakeReporter:

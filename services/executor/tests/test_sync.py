@@ -15,7 +15,8 @@ import pytest
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport
 from services.executor.outcome import Outcome
 from services.executor.output import CHUNK_BYTES
-from services.executor.sync import Adoption, Claim, Identity, Replaced, SchedulerAway, Sync
+from services.executor.scheduler_client import Replaced, SchedulerAway
+from services.executor.sync import Adoption, Claim, Identity, Sync
 from services.executor.tests.fake_scheduler import FakeScheduler, Row, wait_until
 
 
