@@ -23,6 +23,7 @@ from services.scheduler.schemas import (
 )
 from services.scheduler.tasks import Tasks
 
+_TASK_ID = [{"name": "task_id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}]
 _SECURITY: list[dict[str, list[str]]] = [{"bearer": []}]
 
 
@@ -49,21 +50,21 @@ def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:
         """List tasks, newest first: one's own; for an admin everybody's."""
         return tasks.list_page(g.identity, query)
 
-    @routes.get("/api/tasks/<task_id>")
+    @routes.get("/api/tasks/<task_id>", parameters=_TASK_ID)
     @routes.doc(security=_SECURITY, operationId="getTask")
     @routes.response(200, TaskSchema)
     def get_task(task_id: str) -> dict[str, Any]:
         """Get a task."""
         return tasks.get(g.identity, _task_id(task_id))
 
-    @routes.delete("/api/tasks/<task_id>")
+    @routes.delete("/api/tasks/<task_id>", parameters=_TASK_ID)
     @routes.doc(security=_SECURITY, operationId="deleteTask")
     @routes.response(204)
     def delete_task(task_id: str) -> None:
         """Stop a task if it runs, and remove it."""
         tasks.delete(g.identity, _task_id(task_id))
 
-    @routes.post("/api/tasks/<task_id>/cancel")
+    @routes.post("/api/tasks/<task_id>/cancel", parameters=_TASK_ID)
     @routes.doc(security=_SECURITY, operationId="cancelTask")
     @routes.response(202, TaskSchema)
     @routes.alt_response(200, schema=TaskSchema, description="It had ended already.")
@@ -72,14 +73,14 @@ def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:
         task, is_changed = tasks.cancel(g.identity, _task_id(task_id))
         return task, 202 if is_changed else 200
 
-    @routes.get("/api/tasks/<task_id>/runs")
+    @routes.get("/api/tasks/<task_id>/runs", parameters=_TASK_ID)
     @routes.doc(security=_SECURITY, operationId="listRuns")
     @routes.response(200, RunsSchema)
     def list_runs(task_id: str) -> dict[str, Any]:
         """List a task's runs, newest first."""
         return {"items": tasks.list_runs(g.identity, _task_id(task_id))}
 
-    @routes.get("/api/tasks/<task_id>/logs")
+    @routes.get("/api/tasks/<task_id>/logs", parameters=_TASK_ID)
     @routes.doc(security=_SECURITY, operationId="getLogs")
     @routes.arguments(LogQuerySchema(), location="query")
     @routes.response(200, {"type": "string", "format": "binary"}, content_type="text/plain")

@@ -68,6 +68,18 @@ class TextBytes(validate.Validator):
         return text
 
 
+class AtMost(validate.Validator):
+    """Bounds how many entries a map has."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def __call__(self, entries: Mapping[str, Any]) -> Mapping[str, Any]:
+        if len(entries) > self._most:
+            raise ma.ValidationError(f"Must not have more than {self._most} entries.")
+        return entries
+
+
 def _check_image(text: str) -> None:
     if not is_image_reference(text):
         raise ma.ValidationError(
@@ -119,7 +131,8 @@ class NewTaskSchema(BaseSchema):
         keys=Text(validate=_check_variable_name),
         values=Text(validate=TextBytes(MAX_VARIABLE_BYTES)),
         load_default=dict,
-        validate=validate.Length(max=MAX_VARIABLES),
+        validate=AtMost(MAX_VARIABLES),
+        metadata={"maxProperties": MAX_VARIABLES},
     )
     scheduled_at = Timestamp(load_default=None, allow_none=True)
     name = Text(load_default=None, allow_none=True, validate=validate.Length(1, MAX_NAME))
@@ -127,7 +140,8 @@ class NewTaskSchema(BaseSchema):
         keys=Text(validate=[validate.Length(1, MAX_NAME), _check_label_key]),
         values=Text(validate=validate.Length(max=MAX_NAME)),
         load_default=dict,
-        validate=validate.Length(max=MAX_LABELS),
+        validate=AtMost(MAX_LABELS),
+        metadata={"maxProperties": MAX_LABELS},
     )
     priority = Whole(load_default=5, validate=validate.Range(0, 9))
     timeout_seconds = Whole(load_default=3600, validate=validate.Range(1, MAX_TIMEOUT_SECONDS))
