@@ -61,7 +61,9 @@ class Consumer:
     the consumer's thread and must not block.
     """
 
-    def __init__(self, *, name: str, broker_url: Secret, queue: str, on_delivery: Callable[[Delivery], None]) -> None:
+    def __init__(
+        self, *, name: str, broker_url: Secret, queue: str, on_delivery: Callable[[Delivery], None]
+    ) -> None:
         self._name = name
         self._broker_url = broker_url
         self._queue = queue
