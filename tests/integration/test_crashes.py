@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.client import User, expect, in_seconds, shell
+from tests.integration.client import Api, User, expect, expect_problem, in_seconds, new_task, shell, sign_up
+from tests.integration.polling import wait_until
 from tests.integration.stack import Stack
 
 pytestmark = pytest.mark.integration
@@ -93,3 +94,39 @@ def test_without_redis_everything_works(stack: Stack, user: User):
         redis.start()
 
     stack.wait_until_ready()
+
+
+def test_without_users_nobody_is_let_in_and_the_open_paths_say_why(stack: Stack, url: str):
+    user = sign_up(url)
+    (users,) = stack.containers("users")
+    users.stop(timeout=30)
+    try:
+        wait_until(lambda: user.api.get("/api/tasks/").status_code == 503, what="nobody was let in", seconds=10)
+        response = Api(url).post("/api/users/login", {"email": user.email, "password": user.password})
+        expect_problem(response, 503)
+        assert int(response.headers["Retry-After"]) > 0
+        assert Api(url).get("/api/health").status_code == 503
+    finally:
+        users.start()
+
+    stack.wait_until_ready()
+    expect(user.api.get("/api/tasks/"), 200)
+
+
+def test_without_the_database_requests_are_told_to_come_back_and_containers_go_on(stack: Stack, user: User):
+    work = Work(user)
+    (postgres,) = stack.containers("postgres")
+    postgres.stop(timeout=30)
+    try:
+        for response in (
+            user.api.post("/api/tasks/", new_task("true")),
+            user.api.get("/api/tasks/"),
+            Api(user.api.url).post("/api/users/login", {"email": user.email, "password": user.password}),
+        ):
+            expect_problem(response, 503)
+            assert int(response.headers["Retry-After"]) > 0
+    finally:
+        postgres.start()
+
+    stack.wait_until_ready()
+    work.assert_completes()
