@@ -71,12 +71,13 @@ class TokenMaker:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A request as a service got it."""
+    """A request as a service got it. `port` is the other end's, the same for all requests of one connection."""
 
     method: str
     target: str
     headers: list[tuple[str, str]]
     body: bytes
+    port: int
 
     def header(self, name: str) -> str | None:
         return next((value for key, value in self.headers if key.lower() == name.lower()), None)
@@ -125,7 +126,7 @@ class StubHandler(BaseHTTPRequestHandler):
 
     def dispatch(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.request_ = Received(self.command, self.path, self.headers.items(), body)
+        self.request_ = Received(self.command, self.path, self.headers.items(), body, self.client_address[1])
         self.services.received.append(self.request_)
         path = self.path.partition("?")[0]
         answer = self.services.answers.get(path) or _DEFAULTS.get(path) or StubHandler.echo

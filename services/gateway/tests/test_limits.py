@@ -1,14 +1,11 @@
 from __future__ import annotations
 
 import socket
-import time
 
 import pytest
 import requests
 
-from libs.common.errors import GatewayTimeout
-from services.gateway.tests.stubs import StubHandler, StubServices, Switch, TokenMaker, running_gateway, unique
-from services.gateway.upstream import Call, Upstream
+from services.gateway.tests.stubs import StubServices, Switch, TokenMaker, running_gateway, unique
 
 pytestmark = pytest.mark.component
 
@@ -73,18 +70,3 @@ def test_a_service_that_is_away_is_a_503_with_retry_after(
     assert response.json()["code"] == "unavailable"
     assert response.headers["Retry-After"] == "2"
     assert "127.0.0.1" not in response.text
-
-
-def test_a_service_that_does_not_answer_is_a_504_and_is_not_asked_again(services: StubServices):
-    services.answers["/api/tasks/1"] = _never
-    upstream = Upstream("scheduler", services.url, connections=1, read_seconds=0.2)
-
-    with pytest.raises(GatewayTimeout):
-        upstream.send(Call("GET", "/api/tasks/1"))
-
-    assert len(services.to("/api/tasks/1")) == 1
-
-
-def _never(handler: StubHandler) -> None:
-    time.sleep(1)
-    handler.break_off()
