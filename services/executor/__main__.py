@@ -92,7 +92,7 @@ class Executor:
         duties.slots = slots
         self._sync, self._consumer, self._slots = sync, consumer, slots
         SLOTS.set(self._config.slots)
-        SLOTS_USED.set_function(lambda: sync.held_count)
+        SLOTS_USED.set_function(lambda: sync.running_count)
         slots.start()
         self._threads.extend(slots.threads)
         self._start_thread("stopper", self._stopper.run)

@@ -61,11 +61,17 @@ class _LetGo(Exception):
     """The run isn't, or isn't surely, this executor's: report nothing, touch nothing."""
 
 
+def _nothing() -> None:
+    """Nobody needs to be told."""
+
+
 class Execution:
     """One run on its way through the steps, in one thread."""
 
-    def __init__(self, run: HeldRun, tools: Tools) -> None:
+    def __init__(self, run: HeldRun, tools: Tools, *, on_ended: Callable[[], None] = _nothing) -> None:
+        """`on_ended` is called when no container of the run is at work any more, before that is reported."""
         self._run = run
+        self._on_ended = on_ended
         self._tools = tools
         self._runtime = tools.runtime
         self._gap_began: datetime | None = None
@@ -345,6 +351,7 @@ class Execution:
             image_digest=self._find_digest(state) if state else None,
             container_id=container_id,
         )
+        self._on_ended()
         self._tools.reporter.report_finished(self._run, report)
 
     def _find_digest(self, state: rt.ContainerState) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge, Histogram
 
 SLOTS = Gauge("taskrunner_executor_slots", "Runs that this executor may execute at a time.")
-SLOTS_USED = Gauge("taskrunner_executor_slots_used", "Runs that this executor holds.")
+SLOTS_USED = Gauge("taskrunner_executor_slots_used", "Runs that may have a container at work.")
 PHASE_DURATION = Histogram(
     "taskrunner_executor_phase_duration_seconds",
     "Time of one step of a run: pull, create, start, run, report, remove.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -53,7 +54,7 @@ class Slots:
         self._messages = messages
         self._make_tools = make_tools
         self._may_take = may_take
-        self._deliveries: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        self._claims: queue.SimpleQueue[tuple[Delivery, Claim]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._adopted = 0
         self.threads: Sequence[threading.Thread] = ()
@@ -67,8 +68,17 @@ class Slots:
             thread.start()
 
     def deliver(self, delivery: Delivery) -> None:
-        """Called by the consumer, which never has more in hand than there are free slots."""
-        self._deliveries.put(delivery)
+        """Called by the consumer, which never has more in hand than there are free slots.
+
+        Asks for the run at once: the slot that takes it may still be clearing its last container away.
+        """
+        try:
+            message = decode_run_message(delivery.body)
+        except UnreadableMessage:
+            log.exception("message_unreadable", request_id=delivery.request_id)
+            self._messages.reject(delivery)
+            return
+        self._claims.put((delivery, self._sync.claim(message.run_id)))
 
     def adopt(self, adoption: Adoption) -> None:
         ADOPTED.inc()
@@ -87,42 +97,31 @@ class Slots:
     def _work(self) -> None:
         tools = self._make_tools()
         while True:
-            delivery = self._deliveries.get()
-            try:
-                self._handle(delivery, tools)
-            except Exception:
-                log.exception("slot_broken")
-                self._messages.done(delivery)
+            delivery, claim = self._claims.get()
+            claim.answered.wait()
+            # From here on the scheduler's lease guards the run, and the message has done its duty.
+            delivery.taken = True
+            if claim.run is None:
+                log.info("claim_refused", run_id=str(claim.run_id), reason=claim.refusal)
+            else:
+                # The slot is free when the container has ended; reporting and removing it goes beside.
+                execution = Execution(claim.run, tools, on_ended=functools.partial(self._messages.done, delivery))
+                self._execute(claim.run, execution.execute)
+            self._messages.done(delivery)
 
     def _work_adopted(self, run: HeldRun) -> None:
         tools = self._make_tools()
         try:
-            self._execute(run, tools, Execution.adopt)
+            self._execute(run, Execution(run, tools).adopt)
         finally:
             tools.runtime.close()
             with self._lock:
                 self._adopted -= 1
             self.balance()
 
-    def _handle(self, delivery: Delivery, tools: Tools) -> None:
+    def _execute(self, run: HeldRun, steps: Callable[[], None]) -> None:
         try:
-            message = decode_run_message(delivery.body)
-        except UnreadableMessage:
-            log.exception("message_unreadable", request_id=delivery.request_id)
-            self._messages.reject(delivery)
-            return
-        claim: Claim = self._sync.claim(message.run_id)
-        # From here on the scheduler's lease guards the run, and the message has done its duty.
-        delivery.taken = True
-        if claim.run is None:
-            log.info("claim_refused", run_id=str(message.run_id), reason=claim.refusal)
-        else:
-            self._execute(claim.run, tools, Execution.execute)
-        self._messages.done(delivery)
-
-    def _execute(self, run: HeldRun, tools: Tools, steps: Callable[[Execution], None]) -> None:
-        try:
-            steps(Execution(run, tools))
+            steps()
         except Exception:
             # Whoever takes the run over when its lease has run out finds the container as it is.
             log.exception("run_broken", **run.log_ids)

@@ -29,6 +29,7 @@ log = structlog.get_logger()
 BUSY_INTERVAL_SECONDS = 1.0
 IDLE_INTERVAL_SECONDS = 5.0
 OUTPUT_DELAY_SECONDS = 1.0
+GATHER_SECONDS = 0.02
 FIRST_BACKOFF_SECONDS = 0.2
 LAST_BACKOFF_SECONDS = 5.0
 
@@ -113,7 +114,14 @@ class Sync:
 
     @property
     def held_count(self) -> int:
+        """Runs that aren't settled yet."""
         return len(self._held)
+
+    @property
+    def running_count(self) -> int:
+        """Runs that may have a container at work."""
+        with self._condition:
+            return sum(run.finished is None for run in self._held.values())
 
     @property
     def age_seconds(self) -> float | None:
@@ -130,16 +138,16 @@ class Sync:
         return self._first_success.wait(seconds)
 
     def claim(self, run_id: UUID) -> Claim:
-        """Ask for the run and wait for the answer, however long the scheduler is away."""
+        """Ask for the run; `answered` tells when the scheduler has, however long it is away."""
         claim = Claim(run_id)
         with self._condition:
             # The scheduler grants a repeated claim again, because the first answer may have been lost on its way.
             if str(run_id) in self._claims or self._holds(str(run_id)):
                 claim.refusal = "held_here"
+                claim.answered.set()
                 return claim
             self._claims[str(run_id)] = claim
         self.wake()
-        claim.answered.wait()
         return claim
 
     def report_started(self, run: HeldRun, report: StartedReport) -> None:
@@ -150,7 +158,8 @@ class Sync:
         """Hand the report over; `run.closed` tells when it is settled."""
         run.started = None
         run.finished = report
-        self.wake()
+        # The slot's next message is on its way: its claim can travel in the same request.
+        self.wake(GATHER_SECONDS)
 
     def let_go(self, run: HeldRun) -> None:
         """Stop renewing the lease: who is told so by the scheduler takes over when it has run out."""
@@ -261,7 +270,7 @@ class Sync:
                 "engineId": self._identity.engine_id,
                 "host": self._identity.host,
                 "slots": self._identity.slots,
-                "running": len(held),
+                "running": sum(run.finished is None for run in held),
             },
             "claims": [{"runId": str(claim.run_id)} for claim in claims],
             "held": [{"runId": run_id, "epoch": epoch} for run_id, epoch in (run.key for run in held)],

@@ -187,6 +187,17 @@ def test_the_container_stays_until_the_report_is_settled(bench: Bench, in_thread
     bench.engine.wait(lambda: not bench.engine.containers)
 
 
+def test_the_slot_is_free_when_the_container_has_ended(bench: Bench):
+    seen: list[tuple[str, int]] = []
+
+    def note() -> None:
+        seen.append((bench.engine.only().status, len(bench.reporter.finished)))
+
+    Execution(make_run(), bench.tools, on_ended=note).execute()
+
+    assert seen == [("exited", 0)]
+
+
 def test_a_missing_image_is_pulled_once(bench: Bench):
     bench.engine.registry["pulled:1"] = None
 

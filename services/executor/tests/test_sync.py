@@ -16,7 +16,7 @@ from services.executor.held_run import FinishedReport, HeldRun, StartedReport
 from services.executor.outcome import Outcome
 from services.executor.output import CHUNK_BYTES
 from services.executor.scheduler_client import Replaced, SchedulerAway
-from services.executor.sync import Adoption, Claim, Identity, Sync
+from services.executor.sync import Adoption, Identity, Sync
 from services.executor.tests.fake_scheduler import FakeScheduler, Row, wait_until
 
 
@@ -54,21 +54,11 @@ class Bench:
         identity = Identity(executor_id="executor-1", boot_id=boot_id, engine_id="engine-1", host="here", slots=2)
         return Sync(identity=identity, post=self._post, listener=self.listener)
 
-    def ask(self, row: Row) -> tuple[threading.Thread, list[Claim]]:
-        claims: list[Claim] = []
-        run_id = read_id(row)
-        thread = threading.Thread(target=lambda: claims.append(self.sync.claim(run_id)), daemon=True)
-        thread.start()
-        wait_until(lambda: bool(claims) or str(run_id) in self.sync._claims)
-        return thread, claims
-
     def claim(self, row: Row) -> HeldRun:
-        thread, claims = self.ask(row)
+        claim = self.sync.claim(read_id(row))
         self.sync.run_once()
-        thread.join(5)
-        run = claims[0].run
-        assert run is not None
-        return run
+        assert claim.run is not None
+        return claim.run
 
     def _post(self, body: Any) -> Any:
         if self.scheduler.away:
@@ -115,13 +105,13 @@ def test_a_claim_is_granted_with_its_task_and_epoch(bench: Bench):
 def test_a_run_that_is_not_to_be_had_is_refused(bench: Bench):
     row = bench.scheduler.add()
     row.status = "cancelled"
-    thread, claims = bench.ask(row)
+    claim = bench.sync.claim(read_id(row))
 
     bench.sync.run_once()
-    thread.join(5)
 
-    assert claims[0].run is None
-    assert claims[0].refusal == "not_queued"
+    assert claim.answered.is_set()
+    assert claim.run is None
+    assert claim.refusal == "not_queued"
 
 
 def test_a_second_message_of_a_held_run_is_refused_here(bench: Bench):
@@ -130,36 +120,35 @@ def test_a_second_message_of_a_held_run_is_refused_here(bench: Bench):
 
     claim = bench.sync.claim(read_id(row))
 
+    assert claim.answered.is_set()
     assert claim.run is None
     assert claim.refusal == "held_here"
 
 
 def test_a_claim_whose_answer_was_lost_is_granted_again(bench: Bench):
     row = bench.scheduler.add()
-    thread, claims = bench.ask(row)
+    claim = bench.sync.claim(read_id(row))
     bench.lose_answer = True
     with pytest.raises(SchedulerAway):
         bench.sync.run_once()
     bench.lose_answer = False
 
     bench.sync.run_once()
-    thread.join(5)
 
-    assert claims[0].run is not None
-    assert claims[0].run.epoch == row.epoch == 1
+    assert claim.run is not None
+    assert claim.run.epoch == row.epoch == 1
 
 
 def test_claims_reports_and_output_travel_together(bench: Bench):
     first = bench.claim(bench.scheduler.add())
-    second_row = bench.scheduler.add()
-    thread, _ = bench.ask(second_row)
+    second = bench.sync.claim(read_id(bench.scheduler.add()))
     first.output.append("stdout", b"hello")
     bench.sync.report_finished(first, finished(b"hello"))
     before = len(bench.scheduler.requests)
 
     bench.sync.run_once()
-    thread.join(5)
 
+    assert second.run is not None
     assert len(bench.scheduler.requests) == before + 1
     assert first.settled
     assert bench.scheduler.rows[first.key[0]].output("stdout") == b"hello"
@@ -351,12 +340,11 @@ def test_images_to_fetch_are_passed_on(bench: Bench):
 def test_a_task_that_cannot_be_read_stops_nobody_else(bench: Bench):
     bad, good = bench.scheduler.add(), bench.scheduler.add()
     bad.task["timeoutSeconds"] = "never"
-    thread, claims = bench.ask(bad)
+    claim = bench.sync.claim(read_id(bad))
 
     run = bench.claim(good)
-    thread.join(5)
 
-    assert claims[0].run is None
+    assert claim.run is None
     assert run.spec.run_id == read_id(good)
 
 
@@ -364,13 +352,14 @@ def test_the_loop_asks_a_scheduler_that_is_away_until_it_answers(bench: Bench):
     bench.scheduler.away = True
     thread = threading.Thread(target=bench.sync.run, daemon=True)
     thread.start()
-    _, claims = bench.ask(bench.scheduler.add())
+    claim = bench.sync.claim(read_id(bench.scheduler.add()))
 
     assert not bench.sync.wait_first(0.3)
     bench.scheduler.away = False
 
     assert bench.sync.wait_first(5)
-    wait_until(lambda: bool(claims) and claims[0].run is not None)
+    assert claim.answered.wait(5)
+    assert claim.run is not None
     bench.sync.end()
     thread.join(5)
     assert not thread.is_alive()
