@@ -380,31 +380,6 @@ def ask(connection: http.client.HTTPConnection) -> None:
     assert (response.status, json.load(response)) == (200, {"status": "alive"})
 
 
-def read_health(gateway: str, *, status: int) -> requests.Response:
-    """The report, once it has that status: an earlier one may be reused for a second."""
-    found: list[requests.Response] = []
-
-    def ask() -> bool:
-        found.append(requests.get(f"{gateway}/api/health"))
-        return found[-1].status_code == status
-
-    wait_until(ask)
-    return found[-1]
-
-
-def test_a_client_may_pause_between_requests_but_not_within_one(services: StubServices, redis_url: str):
-    with running_gateway(services, redis_url) as gateway, connect(gateway, timeout=25) as pausing:
-        with connect(gateway, timeout=25) as stalling:
-            pausing.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert pausing.recv(65536).startswith(b"HTTP/1.1 200")
-            stalling.sendall(b"POST /api/users/refresh HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
-
-            assert stalling.recv(65536).startswith(b"HTTP/1.1 408")
-
-        pausing.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert pausing.recv(65536).startswith(b"HTTP/1.1 200")
-
-
 def test_health_of_all_parts_comes_in_one_answer(gateway, services: StubServices):
     executors = {"status": "up", "latencyMs": 1, "alive": 2}
     checks = {"postgres": {"status": "up", "latencyMs": 0.5}, "executors": executors}
