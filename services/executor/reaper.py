@@ -22,9 +22,10 @@ from services.executor.runtime import (
 
 log = structlog.get_logger()
 
-IDLE_INTERVAL_SECONDS = 30.0
+IDLE_INTERVAL_SECONDS = 20.0
 BUSY_INTERVAL_SECONDS = 10.0
-MIN_AGE = timedelta(seconds=60)
+SUSPECT_AGE = timedelta(seconds=20)
+REMOVE_AGE = timedelta(seconds=60)
 REMOVABLE = ("exited", "dead", "created")
 
 
@@ -65,7 +66,7 @@ class Reaper:
     def _is_candidate(self, container: ContainerSummary) -> bool:
         return (
             container.status in REMOVABLE
-            and self._now() - container.created_at > MIN_AGE
+            and self._now() - container.created_at > SUSPECT_AGE
             and not self._sync.holds(container.labels[LABEL_RUN])
         )
 
@@ -76,8 +77,9 @@ class Reaper:
         if live:
             self._suspects.discard(container.container_id)
             return False
-        if container.container_id not in self._suspects:
-            self._suspects.add(container.container_id)
+        is_second_answer = container.container_id in self._suspects
+        self._suspects.add(container.container_id)
+        if not is_second_answer or self._now() - container.created_at < REMOVE_AGE:
             return False
         return self._remove(container)
 
