@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import docker
 import pytest
@@ -28,8 +30,12 @@ from services.executor.tests.guard_rules import GUARD_IMAGE, remove_rules, run_o
 DOCKER_HOST = "unix:///var/run/docker.sock"
 METADATA_ADDRESS = "169.254.169.254"
 
-# An engine may have its own name servers; these names need only one of them to be reached.
-OUTSIDE_NAME = "deb.debian.org"
+
+def package_mirror() -> str:
+    """The URL of the package mirror that this machine itself uses: a place outside that surely answers it."""
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return next(line for line in listed.splitlines() if line.startswith("http://"))
 
 
 def make_settings(**changes: Any) -> GuardSettings:
@@ -204,7 +210,7 @@ def test_the_same_addresses_answer_without_the_guard(site: Site, listen: Callabl
 def test_a_task_reaches_outside_by_name(site: Site):
     site.guard()
 
-    code, output = site.in_task(f"wget -q -T 10 -O /dev/null http://{OUTSIDE_NAME}/debian/dists/stable/Release")
+    code, output = site.in_task(f"wget -q -T 10 -O /dev/null {package_mirror().rstrip('/')}/dists/stable/Release")
 
     assert code == 0, output
 
@@ -220,7 +226,7 @@ def test_a_task_has_no_ipv6_address(site: Site):
 
 @pytest.mark.component
 def test_the_operator_may_allow_and_deny_networks(site: Site):
-    outside = socket.gethostbyname(OUTSIDE_NAME)
+    outside = socket.gethostbyname(str(urlsplit(package_mirror()).hostname))
     site.guard(allow=(f"{_outer_address()}/32",), deny=(f"{outside}/32",))
 
     assert site.reached((outside, 80), (site.server_address, 8000)) == []
