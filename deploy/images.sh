@@ -10,7 +10,9 @@ set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 readonly here
-readonly LOCK_FILE=/tmp/task-runner-images.lock
+# One of each user's own: nobody may open another's file for writing in /tmp.
+LOCK_FILE=/tmp/task-runner-images.$(id -u).lock
+readonly LOCK_FILE
 readonly BASE=debian:trixie-slim
 readonly LABEL=task-runner.recipe
 readonly COMPOSE=task-runner/compose:local
@@ -44,7 +46,8 @@ official_name() {
     if [ "$1" = "$COMPOSE" ]; then echo docker:cli; else echo "$1"; fi
 }
 
-exists() { docker image inspect "$1" >/dev/null 2>&1; }
+# The recipe that it was built by here; empty for an image from elsewhere, and for one that isn't there.
+built_by() { docker image inspect --format "{{index .Config.Labels \"$LABEL\"}}" "$1" 2>/dev/null || true; }
 
 # A hash over the recipe, the base's recipe and the certificates that go into the base.
 recipe_of() {
@@ -57,7 +60,8 @@ recipe_of() {
 # Missing, or built here by another recipe. An image without the label is somebody else's: it is kept.
 is_wanted() {
     local recipe
-    recipe=$(docker image inspect --format "{{index .Config.Labels \"$LABEL\"}}" "$1" 2>/dev/null) || return 0
+    docker image inspect "$1" >/dev/null 2>&1 || return 0
+    recipe=$(built_by "$1")
     [ -n "$recipe" ] && [ "$recipe" != "$(recipe_of "$1")" ]
 }
 
@@ -167,15 +171,20 @@ done
 if [ ${#missing[@]} -eq 0 ]; then exit 0; fi
 
 total=${#missing[@]}
-if ! exists "$BASE" && registry_in_reach; then
+# Where images were built before, the others are too: the set stays of one kind, and nobody is asked again.
+if [ -n "$(built_by "$BASE")" ]; then
+    say "images: building what is missing from Debian's packages, as before ('make docker-pull' fetches the official ones)"
+elif registry_in_reach; then
     left=()
+    number=0
     for name in "${missing[@]}"; do
-        say "[$((total - ${#missing[@]} + 1))/$total] pulling $(official_name "$name")…"
+        number=$((number + 1))
+        say "[$number/$total] pulling $(official_name "$name")…"
         pull "$name" || left+=("$name")
     done
     missing=("${left[@]}")
     total=${#missing[@]}
 else
-    say "images: no registry in reach, building ${#missing[@]} images from Debian's packages"
+    say "images: no registry in reach, building what is missing from Debian's packages"
 fi
 if [ ${#missing[@]} -gt 0 ]; then build_all "${missing[@]}"; fi

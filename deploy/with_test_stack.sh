@@ -8,7 +8,7 @@ readonly PROJECT=task-runner-test
 export ENV_FILE=$here/.env.test
 
 # One at a time on a machine, whatever the clone: the name and the port are the same.
-exec 9>/tmp/task-runner-test.lock
+exec 9>"/tmp/task-runner-test.$(id -u).lock"
 flock --nonblock 9 || { echo 'waiting for another test run on this machine…' >&2; flock 9; }
 
 # Descriptor 9 is not for others: a process that stays behind would hold the lock.
