@@ -81,7 +81,8 @@ def _host_config(spec: TaskSpec, settings: ContainerSettings) -> dict[str, Any]:
         "Privileged": False,
         "Init": True,
         "IpcMode": "private",
-        "PidsLimit": spec.pids,
+        # The engine's init is one of them, and isn't the user's.
+        "PidsLimit": spec.pids + 1,
         "Memory": memory_bytes,
         # Memory and swap together: the same number means no swap at all.
         "MemorySwap": memory_bytes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -18,6 +19,9 @@ LOOK_SECONDS = 15.0
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 5.0
 
+# A firewall that is reloaded forgets the guard's rules, and nobody tells.
+GUARD_AGAIN_SECONDS = 300.0
+
 
 class EngineMonitor:
     """`up` means that the engine answers, `ready` that the guarded network is there too.
@@ -25,10 +29,19 @@ class EngineMonitor:
     One thread, with its own connection. `on_change` is called after either has changed.
     """
 
-    def __init__(self, *, runtime: Runtime, guard: NetworkGuard, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        guard: NetworkGuard,
+        on_change: Callable[[], None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._runtime = runtime
         self._guard = guard
         self._on_change = on_change
+        self._monotonic = monotonic
+        self._guarded_at = float("-inf")
         self._up = threading.Event()
         self._ready = threading.Event()
         self._look = threading.Event()
@@ -86,8 +99,10 @@ class EngineMonitor:
         try:
             self._info = self._runtime.describe()
             self._up.set()
-            if not self.ready:
+            if not self.ready or self._monotonic() - self._guarded_at > GUARD_AGAIN_SECONDS:
                 self._guard.apply(self._runtime)
+                self._guarded_at = self._monotonic()
+            if not self.ready:
                 self._ready.set()
                 self._on_change()
                 log.info("engine_ready", engine_id=self._info.engine_id, version=self._info.version)

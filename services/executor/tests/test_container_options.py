@@ -43,7 +43,7 @@ def test_a_container_is_hardened():
     assert host["Privileged"] is False
     assert host["Init"] is True
     assert host["IpcMode"] == "private"
-    assert host["PidsLimit"] == 10
+    assert host["PidsLimit"] == 11
     assert host["Memory"] == host["MemorySwap"] == 64 * 1024 * 1024
     assert host["NanoCpus"] == 500_000_000
     assert host["RestartPolicy"] == {"Name": "no"}
