@@ -54,4 +54,7 @@ say 'building the app image (≈15 s when the requirements are new, else 1 s)…
 quietly "$here/build.sh"
 say 'starting the containers…'
 quietly "$here/compose.sh" up --detach --remove-orphans --no-build
-python3 -m deploy.wait_until_ready "$ENV_FILE"
+python3 -m deploy.wait_until_ready "$ENV_FILE" || {
+    "$here/compose.sh" ps --all --format 'table {{.Service}}\t{{.Status}}' >&2
+    exit 1
+}
