@@ -35,10 +35,11 @@ make_mounts_readable() {
     chmod a+r "zarf/keys/development.pem" deploy/rabbitmq/*
 }
 
-# Passwords that are made anew wouldn't open data that is there already.
-refuse_foreign_data() {
+# Passwords that are made anew wouldn't open the data of an earlier system: its own come back from its containers.
+keep_earlier_system() {
     local project=${COMPOSE_PROJECT_NAME:-task-runner}
     if [ -f "$ENV_FILE" ] || ! docker volume inspect "${project}_postgres-data" >/dev/null 2>&1; then return; fi
+    if python3 -m deploy.recovery "$project" "$ENV_FILE"; then return; fi
     say "up: this machine has the data of a system '$project', but its settings, deploy/.env, are not here."
     say "up: copy that file to $ENV_FILE, or delete that system and its data with 'make clean'."
     return 1
@@ -46,7 +47,7 @@ refuse_foreign_data() {
 
 "$here/engine.sh"
 # Who gives values, as the tests do, has seen to a name or an empty place.
-if [ $# -eq 0 ]; then refuse_foreign_data; fi
+if [ $# -eq 0 ]; then keep_earlier_system; fi
 "$here/images.sh"
 python3 -m deploy.environment "$ENV_FILE" "$@"
 make_mounts_readable
