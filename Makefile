@@ -9,6 +9,11 @@ VENV_STAMP := .venv/.requirements-installed
 COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 # Further arguments for pytest: make test-unit ARGS='-k cron'
 ARGS :=
+# How much `make soak` is, and where its report goes.
+soak: FAULTS_SECONDS ?= 1500
+soak: FAULTS_KILLS ?= 300
+soak: FAULTS_TASKS ?= 3000
+soak: FAULTS_REPORT ?= soak-report.txt
 
 ##@ Try and run
 .PHONY: demo up down clean logs scale
@@ -52,13 +57,13 @@ keys: ## Make a signing key: make keys KID=2027-01
 	@deploy/make_key.sh "$(KID)"
 
 ##@ Change
-.PHONY: test test-unit test-component test-integration lint check tidy bench requirements
+.PHONY: test test-unit test-component test-integration faults soak lint check tidy bench requirements
 
 test: $(VENV_STAMP) ## Run all tests, against real servers and a composed system of their own
 	@deploy/with_test_stack.sh $(BIN)/pytest libs services deploy tests $(ARGS)
 
 test-unit: $(VENV_STAMP) ## Run the tests that need nothing: seconds
-	@$(BIN)/pytest libs services deploy tests -m 'not component and not integration' $(ARGS)
+	@$(BIN)/pytest libs services deploy tests -m 'not component and not integration and not faults' $(ARGS)
 
 test-component: $(VENV_STAMP) ## Run the tests against real servers in containers
 	@deploy/engine.sh
@@ -67,6 +72,14 @@ test-component: $(VENV_STAMP) ## Run the tests against real servers in container
 
 test-integration: $(VENV_STAMP) ## Run the tests that go through the gateway of a composed system
 	@deploy/with_test_stack.sh $(BIN)/pytest tests -m integration $(ARGS)
+
+faults: $(VENV_STAMP) ## Kill, cut off and restart everything under load, and see that no promise breaks: 8 minutes
+	@TEST_PROJECT=task-runner-faults TEST_PORT=18100 deploy/with_test_stack.sh \
+	  $(BIN)/pytest tests/faults -m faults --capture=no $(ARGS)
+
+soak: ## The same for longer: make soak FAULTS_SECONDS=1500 FAULTS_KILLS=300 FAULTS_TASKS=3000
+	@FAULTS_SECONDS=$(FAULTS_SECONDS) FAULTS_KILLS=$(FAULTS_KILLS) FAULTS_TASKS=$(FAULTS_TASKS) \
+	  FAULTS_REPORT=$(FAULTS_REPORT) $(MAKE) faults
 
 lint: $(VENV_STAMP) ## Check style, types, import rules and shell scripts
 	@$(BIN)/ruff check .

@@ -10,7 +10,7 @@ pytest_plugins = ["tests.servers"]
 
 @pytest.fixture(autouse=True)
 def _network_only_where_marked(request: pytest.FixtureRequest):
-    if request.node.get_closest_marker("component") or request.node.get_closest_marker("integration"):
+    if any(request.node.get_closest_marker(name) for name in ("component", "integration", "faults")):
         yield
         return
     disable_socket(allow_unix_socket=True)

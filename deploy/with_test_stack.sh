@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Runs a command beside a fresh system of its own, `task-runner-test` on port 18000, and takes that down again.
-# Its settings are in deploy/.env.test. Usage: with_test_stack.sh COMMAND…
+# Runs a command beside a fresh system of its own, and takes that down again. Usage: with_test_stack.sh COMMAND…
+#   TEST_PROJECT, TEST_PORT     its name and port, `task-runner-test` on 18000 unless given; its settings are in
+#                               deploy/.env.NAME, NAME being the project's without `task-runner-`
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-readonly PROJECT=task-runner-test
-export ENV_FILE=$here/.env.test
+readonly PROJECT=${TEST_PROJECT:-task-runner-test}
+readonly NAME=${PROJECT#task-runner-}
+export ENV_FILE=$here/.env.$NAME
 
 # One at a time on a machine, whatever the clone: the name and the port are the same.
-exec 9>"/tmp/task-runner-test.$(id -u).lock"
+exec 9>"/tmp/$PROJECT.$(id -u).lock"
 flock --nonblock 9 || { echo 'waiting for another test run on this machine…' >&2; flock 9; }
 
 # Descriptor 9 is not for others: a process that stays behind would hold the lock.
@@ -17,7 +19,7 @@ flock --nonblock 9 || { echo 'waiting for another test run on this machine…' >
 rm -f "$ENV_FILE"
 trap '"$here/clean.sh" "$PROJECT" 9>&-; rm -f "$ENV_FILE"' EXIT
 # The tests sign up and in more often than any address of a real user.
-"$here/up.sh" COMPOSE_PROJECT_NAME="$PROJECT" TASKRUNNER_IMAGE=taskrunner:test \
-    GATEWAY_BIND=127.0.0.1 GATEWAY_PORT=18000 \
+"$here/up.sh" COMPOSE_PROJECT_NAME="$PROJECT" TASKRUNNER_IMAGE="taskrunner:$NAME" \
+    GATEWAY_BIND=127.0.0.1 GATEWAY_PORT="${TEST_PORT:-18000}" \
     LOGIN_RATE=100000/minute LOGIN_ADDRESS_RATE=100000/minute SIGNUP_RATE=100000/hour 9>&-
 "$@" 9>&-

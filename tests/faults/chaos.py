@@ -1,0 +1,186 @@
+"""Carries a plan of faults out against a composed stack, and notes what it did, and when."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import docker
+from docker.errors import APIError, DockerException
+from docker.models.containers import Container
+
+from tests.faults.plan import REPLICAS, Fault
+from tests.integration.polling import wait_until
+from tests.integration.stack import Stack
+
+# The scripts run in a container of the loops, which is on the broker's and the database's networks.
+_OPEN_BROKER = """
+import json, os, pika
+from libs.common.topology import RUNS_QUEUE
+connection = pika.BlockingConnection(pika.URLParameters(os.environ["BROKER_URL"]))
+channel = connection.channel()
+"""
+_PURGE = _OPEN_BROKER + "frame = channel.queue_purge(RUNS_QUEUE); print(json.dumps(frame.method.message_count))"
+_DELETE = _OPEN_BROKER + "frame = channel.queue_delete(RUNS_QUEUE); print(json.dumps(frame.method.message_count))"
+# Live runs first, the newest of them; then such as have just been closed.
+_DUPLICATE = (
+    _OPEN_BROKER
+    + """
+import psycopg
+from libs.common.messages import RunMessage
+with psycopg.connect(os.environ["DATABASE_URL"]) as database:
+    runs = database.execute(
+        "SELECT id, task_id FROM scheduler.runs ORDER BY finished_at IS NOT NULL, queued_at DESC LIMIT {count}"
+    ).fetchall()
+for run_id, task_id in runs:
+    channel.basic_publish("", RUNS_QUEUE, RunMessage(run_id, task_id).encode())
+connection.close()
+print(json.dumps(len(runs)))
+"""
+)
+_SCRIPT_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Struck:
+    """A fault as it happened. `target` is the container's short id, which is also an executor's id.
+
+    `detail` is how many messages a broker fault met; `error` says why it could not be carried out.
+    """
+
+    fault: Fault
+    target: str
+    began: datetime
+    ended: datetime
+    detail: int = 0
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.fault.kind} {self.fault.service}"
+
+
+class Chaos:
+    """`run` returns when the last fault of the plan is over and every part is back."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._lock = threading.Lock()
+        self._struck: list[Struck] = []
+        self._containers: dict[tuple[str, int], str] = {}
+        for service, replicas in REPLICAS.items():
+            found = sorted(stack.containers(service), key=lambda container: container.name or "")
+            assert len(found) == replicas, f"{len(found)} of {service}, not {replicas}"
+            self._containers |= {(service, number): str(each.id) for number, each in enumerate(found)}
+
+    def run(self, plan: Sequence[Fault]) -> Sequence[Struck]:
+        began = time.monotonic()
+        threads = []
+        for fault in plan:
+            time.sleep(max(0.0, began + fault.at - time.monotonic()))
+            thread = threading.Thread(target=self._strike, args=(fault,), daemon=True)
+            thread.start()
+            threads.append(thread)
+        for thread in threads:
+            thread.join(timeout=120.0)
+        self._heal()
+        return sorted(self._struck, key=lambda struck: struck.began)
+
+    def _strike(self, fault: Fault) -> None:
+        """In a thread with a client of its own: the SDK's is not for several threads."""
+        container_id = self._containers[fault.service, fault.replica]
+        began = datetime.now(UTC)
+        detail, error = 0, ""
+        engine = docker.from_env(timeout=60)
+        try:
+            detail = self._act(engine, engine.containers.get(container_id), fault) or 0
+        except (DockerException, OSError, AssertionError, ValueError) as failure:
+            error = f"{type(failure).__name__}: {failure}"[:300]
+        finally:
+            engine.close()
+        struck = Struck(fault, container_id[:12], began, datetime.now(UTC), detail, error)
+        with self._lock:
+            self._struck.append(struck)
+
+    def _act(self, engine: docker.DockerClient, container: Container, fault: Fault) -> int | None:
+        match fault.kind:
+            case "kill":
+                return _kill(container, fault.seconds)
+            case "pause":
+                return _pause(container, fault.seconds)
+            case "cut":
+                return _cut(engine, container, f"{self._stack.project}_{fault.network}", fault.seconds)
+            case "purge":
+                return self._run_script(engine, _PURGE)
+            case "delete":
+                return self._run_script(engine, _DELETE)
+            case "duplicate":
+                return self._run_script(engine, _DUPLICATE.format(count=fault.count))
+
+    def _run_script(self, engine: docker.DockerClient, script: str) -> int:
+        """What the script prints. The broker or the container itself may be away just now: then again."""
+        failure = ""
+        for attempt in range(_SCRIPT_TRIES * REPLICAS["scheduler-loops"]):
+            replica = attempt % REPLICAS["scheduler-loops"]
+            container = engine.containers.get(self._containers["scheduler-loops", replica])
+            try:
+                result = container.exec_run(["python3", "-c", script])
+            except APIError as error:
+                failure = str(error)
+            else:
+                if result.exit_code == 0:
+                    answer: int = json.loads(result.output)
+                    return answer
+                failure = result.output.decode(errors="replace")[-200:]
+            time.sleep(1.0)
+        raise ValueError(failure)
+
+    def _heal(self) -> None:
+        """Nothing stays away because a fault could not be undone."""
+        for container_id in self._containers.values():
+            container = self._stack.engine.containers.get(container_id)
+            if container.status == "paused":
+                container.unpause()
+            elif container.status != "running":
+                container.start()
+
+
+def _kill(container: Container, seconds: float) -> None:
+    with suppress(APIError):
+        # It may have died by itself a moment ago, of another part's death.
+        container.kill()
+    time.sleep(seconds)
+    _insist(container.start)
+
+
+def _pause(container: Container, seconds: float) -> None:
+    container.pause()
+    time.sleep(seconds)
+    _insist(container.unpause)
+
+
+def _cut(engine: docker.DockerClient, container: Container, network_name: str, seconds: float) -> None:
+    network = engine.networks.get(network_name)
+    aliases = container.attrs["NetworkSettings"]["Networks"][network_name]["Aliases"]
+    network.disconnect(container)
+    time.sleep(seconds)
+    _insist(lambda: network.connect(container, aliases=aliases))
+
+
+def _insist(call: Callable[[], Any]) -> None:
+    """What undoes a fault has to work, and the engine is busy."""
+
+    def succeeded() -> bool:
+        try:
+            call()
+        except APIError:
+            return False
+        return True
+
+    wait_until(succeeded, what="the engine undid the fault", seconds=30.0, every=0.5)

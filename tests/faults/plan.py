@@ -1,0 +1,177 @@
+"""What goes wrong, when: drawn from a seed, so that the same seed gives the same plan. Pure.
+
+The storm has two acts. In the first, everything is hit, also what keeps the truth (PostgreSQL, the scheduler's
+HTTP side). In the second these two stand, because a lease is only taken over while both have been up for 45 s;
+executors that are frozen for longer than their leases last then lose their runs to others.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["kill", "pause", "cut", "purge", "delete", "duplicate"]
+
+REPLICAS: Mapping[str, int] = {
+    "gateway": 1,
+    "users": 1,
+    "scheduler": 1,
+    "scheduler-loops": 2,
+    "executor": 3,
+    "postgres": 1,
+    "rabbitmq": 1,
+    "redis": 1,
+}
+ROLES = ("gateway", "users", "scheduler", "scheduler-loops", "executor")
+SERVERS = ("postgres", "rabbitmq", "redis")
+# Not the gateway's: its published port hangs on its network.
+CUTS = (
+    ("executor", "services"),
+    ("executor", "broker"),
+    ("scheduler", "database"),
+    ("scheduler-loops", "broker"),
+    ("scheduler-loops", "database"),
+    ("users", "database"),
+)
+# Longer than a lease lasts.
+LONG_PAUSE_SECONDS = 40.0
+FIRST_ACT = 0.5
+FIRST_ACT_ONLY = ("scheduler", "postgres")
+# A container that was started again is left alone for a moment: killing it while it starts proves little.
+SETTLE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """From `at` seconds after the storm's beginning; the part is away for `seconds`.
+
+    `purge` and `delete` do that to the broker's queue of runs; `duplicate` publishes `count` messages again.
+    """
+
+    at: float
+    kind: Kind
+    service: str
+    replica: int = 0
+    seconds: float = 0.0
+    network: str = ""
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """How much goes wrong. `kills` are those of our own services; servers are restarted by SIGKILL, too."""
+
+    seconds: float = 200.0
+    kills: int = 60
+    kills_each_role: int = 8
+    restarts_each_server: int = 3
+    cuts: int = 5
+    pauses: int = 4
+    wipes: int = 2
+    duplicates: int = 15
+
+
+def plan_faults(rng: random.Random, numbers: Numbers) -> Sequence[Fault]:
+    """In order of time. No part is hit while it is away already."""
+    drafts = _draft(rng, numbers)
+    spacing = numbers.seconds / len(drafts)
+    free_at = {(service, replica): 0.0 for service, replicas in REPLICAS.items() for replica in range(replicas)}
+    planned: list[Fault] = []
+    now = 0.0
+    while drafts:
+        now += spacing * rng.uniform(0.5, 1.5)
+        index, replica = _pick(rng, drafts, free_at, now)
+        if index is None:
+            continue
+        draft = drafts.pop(index)
+        fault = Fault(
+            at=now,
+            kind=draft.kind,
+            service=draft.service,
+            replica=replica,
+            seconds=draft.seconds,
+            network=draft.network,
+            count=draft.count,
+        )
+        planned.append(fault)
+        if fault.seconds:
+            free_at[fault.service, replica] = now + fault.seconds + SETTLE_SECONDS
+    return planned
+
+
+def end_of(plan: Sequence[Fault]) -> float:
+    """Seconds after the beginning at which the last part is back."""
+    return max(fault.at + fault.seconds for fault in plan)
+
+
+def _pick(
+    rng: random.Random, drafts: Sequence[Fault], free_at: Mapping[tuple[str, int], float], now: float
+) -> tuple[int | None, int]:
+    """The first draft of which a replica is there to be hit, and that replica."""
+    for index, draft in enumerate(drafts):
+        free = [
+            replica
+            for replica in range(REPLICAS[draft.service])
+            if draft.seconds == 0.0 or free_at[draft.service, replica] <= now
+        ]
+        if free:
+            return index, rng.choice(free)
+    return None, 0
+
+
+def _draft(rng: random.Random, numbers: Numbers) -> list[Fault]:
+    """Everything that is to happen, in the order in which it will be tried: the first act's, then the second's."""
+    faults = [*_draft_kills(rng, numbers), *_draft_absences(rng, numbers), *_draft_broker_faults(rng, numbers)]
+    rng.shuffle(faults)
+    first = [fault for fault in faults if fault.service in FIRST_ACT_ONLY]
+    second = [fault for fault in faults if fault.kind == "pause" and fault.seconds >= LONG_PAUSE_SECONDS]
+    others = [fault for fault in faults if fault not in first and fault not in second]
+    split = max(0, round(len(faults) * FIRST_ACT) - len(first))
+    first += others[:split]
+    rng.shuffle(first)
+    # Long pauses begin the second act, so that their leases run out within it.
+    return [*first, *second, *others[split:]]
+
+
+def _draft_kills(rng: random.Random, numbers: Numbers) -> list[Fault]:
+    victims = [role for role in ROLES for _ in range(numbers.kills_each_role)]
+    # Executors and loops are where a death leaves most behind.
+    while len(victims) < numbers.kills:
+        victims.append(rng.choice(("executor", "executor", "scheduler-loops", "scheduler")))
+    victims += [server for server in SERVERS for _ in range(numbers.restarts_each_server)]
+    return [Fault(0.0, "kill", victim, seconds=rng.uniform(0.1, 2.0)) for victim in victims]
+
+
+def _draft_absences(rng: random.Random, numbers: Numbers) -> list[Fault]:
+    cuts = [
+        Fault(0.0, "cut", service, seconds=rng.uniform(5.0, 30.0), network=network)
+        for service, network in _repeat(rng, CUTS, numbers.cuts)
+    ]
+    pauses = [
+        Fault(
+            0.0, "pause", service, seconds=LONG_PAUSE_SECONDS if service == "executor" else rng.uniform(3.0, 10.0)
+        )
+        for service in _repeat(rng, ("executor", "scheduler", "scheduler-loops", "rabbitmq"), numbers.pauses)
+    ]
+    return cuts + pauses
+
+
+def _draft_broker_faults(rng: random.Random, numbers: Numbers) -> list[Fault]:
+    wipes: list[Kind] = ["delete" if number % 2 == 0 else "purge" for number in range(numbers.wipes)]
+    faults = [Fault(0.0, kind, "rabbitmq") for kind in wipes]
+    left = numbers.duplicates
+    while left > 0:
+        count = min(left, rng.randint(2, 5))
+        faults.append(Fault(0.0, "duplicate", "rabbitmq", count=count))
+        left -= count
+    return faults
+
+
+def _repeat(rng: random.Random, choices: Sequence, count: int) -> list:
+    """Each once before any twice, in a random order."""
+    drawn: list = []
+    while len(drawn) < count:
+        drawn += rng.sample(choices, len(choices))
+    return drawn[:count]

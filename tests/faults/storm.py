@@ -1,0 +1,261 @@
+"""A storm from beginning to end: tasks and faults at the same time, then quiet, then what came of it."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from services.executor.runtime import LABEL_INSTANCE, LABEL_TASK
+from tests.faults.chaos import Chaos, Struck
+from tests.faults.oracle import Findings, Journal
+from tests.faults.plan import REPLICAS, Numbers, end_of, plan_faults
+from tests.faults.work import (
+    PROBE_SECONDS,
+    WATCH_SECONDS,
+    Accepted,
+    Client,
+    Order,
+    Probe,
+    Repeating,
+    Submitter,
+    Watch,
+    plan_orders,
+)
+from tests.integration.client import Json, User, to_time
+from tests.integration.stack import Stack
+
+# After the last fault.
+END_SECONDS = 120.0
+CLEAN_SECONDS = 120.0
+LEASE_SECONDS = 20.0
+_LIVE = "('queued', 'claimed', 'running', 'stopping')"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """FAULTS_SEED, FAULTS_TASKS, FAULTS_SECONDS, FAULTS_KILLS, FAULTS_REPORT; the rest follows from the kills."""
+
+    seed: int
+    tasks: int
+    numbers: Numbers
+    calm_tasks: int
+    report: Path | None
+
+    @staticmethod
+    def read(environment: Mapping[str, str]) -> Settings:
+        kills = int(environment.get("FAULTS_KILLS") or 60)
+        share = kills / 60
+        numbers = Numbers(
+            seconds=float(environment.get("FAULTS_SECONDS") or 200),
+            kills=kills,
+            kills_each_role=max(1, round(8 * min(share, 1.0))),
+            restarts_each_server=max(1, round(3 * share)),
+            cuts=max(1, round(5 * share)),
+            pauses=max(1, round(4 * share)),
+            wipes=max(1, round(2 * share)),
+            duplicates=max(2, round(15 * share)),
+        )
+        report = environment.get("FAULTS_REPORT")
+        return Settings(
+            seed=int(environment.get("FAULTS_SEED") or secrets.randbelow(1_000_000)),
+            tasks=int(environment.get("FAULTS_TASKS") or 300),
+            numbers=numbers,
+            calm_tasks=12,
+            report=Path(report) if report else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storm:
+    """All that was seen. `tasks` are the user's at the end, also such as were made by a try without an answer."""
+
+    settings: Settings
+    began: datetime
+    calm_again: datetime
+    struck: Sequence[Struck]
+    accepted: Sequence[Accepted]
+    calm: Sequence[Accepted]
+    given_up: Sequence[Order]
+    tasks: Mapping[str, Json]
+    runs: Mapping[str, Sequence[Json]]
+    logs: Mapping[str, bytes]
+    findings: Findings
+    changed: Sequence[tuple[Json, Json]]
+    watch_rounds: int
+    good: Sequence[datetime]
+    answers: Counter[str]
+    unexpected: Sequence[str]
+    open_at_the_end: Sequence[Json]
+    clean_after_seconds: float | None
+    left: Mapping[str, int]
+    failures: Sequence[str] = field(default_factory=list)
+
+    def kills(self) -> Counter[str]:
+        return Counter(each.fault.service for each in self.struck if each.fault.kind == "kill" and not each.error)
+
+    def kinds(self) -> Counter[str]:
+        return Counter(each.fault.kind for each in self.struck if not each.error)
+
+    def recovered_after_seconds(self) -> Sequence[float]:
+        """For each task that was open and due when the last fault was over: how much longer it took to end."""
+        return sorted(
+            (to_time(task["finishedAt"]) - max(self.calm_again, to_time(task["scheduledAt"]))).total_seconds()
+            for task in self.tasks.values()
+            if task["finishedAt"] and to_time(task["createdAt"]) < self.calm_again < to_time(task["finishedAt"])
+        )
+
+    def lateness_seconds(self) -> Sequence[float]:
+        """For each accepted task: from when it was due to its end, without its own time."""
+        seconds = []
+        for accepted in self.accepted:
+            task = self.tasks[accepted.task_id]
+            if task["finishedAt"]:
+                took = to_time(task["finishedAt"]) - max(to_time(task["createdAt"]), to_time(task["scheduledAt"]))
+                seconds.append(took.total_seconds() - accepted.order.sleep_seconds)
+        return sorted(seconds)
+
+    def served_again_after_seconds(self) -> Mapping[str, Sequence[float]]:
+        """By fault: from the part's return until a user's request was answered well."""
+        by_name: dict[str, list[float]] = {}
+        for each in self.struck:
+            later = next((moment for moment in self.good if moment >= each.ended), None)
+            if later is not None and each.fault.seconds:
+                by_name.setdefault(each.name, []).append((later - each.ended).total_seconds())
+        return {name: sorted(seconds) for name, seconds in sorted(by_name.items())}
+
+    def unexplained_runs(self) -> Sequence[str]:
+        """Runs that were lost although no fault explains it.
+
+        One that does: it hit the run's own executor while the run lived, or it lasted so long that leases ran out.
+        """
+        return [
+            f"{task_id} run {run['number']} at {run['executorId']}"
+            for task_id, runs in self.runs.items()
+            for run in runs
+            if run["status"] == "lost" and not any(_explains(each, run) for each in self.struck)
+        ]
+
+
+def _explains(struck: Struck, run: Json) -> bool:
+    lived = to_time(run["queuedAt"]), to_time(run["finishedAt"])
+    if struck.began > lived[1] or struck.ended < lived[0] - timedelta(seconds=5):
+        return False
+    return struck.target == run["executorId"] or struck.fault.seconds >= LEASE_SECONDS
+
+
+def raise_storm(stack: Stack, user: User, settings: Settings) -> Storm:
+    """Some calm tasks first, then the storm, then calm ones again, until everything has ended and been cleaned."""
+    rng = random.Random(settings.seed)
+    plan = plan_faults(rng, settings.numbers)
+    orders = plan_orders(rng, count=settings.tasks, seconds=end_of(plan))
+    client = Client(stack.url, user.api.token)
+    submitter, calm = Submitter(client), Submitter(client)
+    watch, probe, journal = Watch(client), Probe(client), Journal(stack.engine, instance=stack.project)
+    chaos = Chaos(stack)
+    journal.start()
+    with (
+        Repeating(watch.look, every=WATCH_SECONDS) as watching,
+        Repeating(probe.look, every=PROBE_SECONDS) as probing,
+    ):
+        _work_calmly(calm, watch, settings)
+        began = datetime.now(UTC)
+        work = threading.Thread(target=submitter.run, args=(orders,), daemon=True)
+        work.start()
+        struck = chaos.run(plan)
+        calm_again = datetime.now(UTC)
+        work.join(90.0)
+        open_at_the_end = _wait_until_all_ended(watch, END_SECONDS)
+        stack.wait_until_ready(executors=REPLICAS["executor"])
+        _work_calmly(calm, watch, settings)
+        clean_after, left = _wait_until_clean(stack, calm_again)
+    watch.look()
+    findings = journal.stop()
+    return Storm(
+        settings=settings,
+        began=began,
+        calm_again=calm_again,
+        struck=struck,
+        accepted=submitter.accepted,
+        calm=calm.accepted,
+        given_up=[*submitter.given_up, *calm.given_up],
+        tasks=watch.tasks,
+        runs={
+            task_id: client.insist("GET", f"/api/tasks/{task_id}/runs").json()["items"] for task_id in watch.tasks
+        },
+        logs={task_id: client.insist("GET", f"/api/tasks/{task_id}/logs").content for task_id in watch.tasks},
+        findings=findings,
+        changed=watch.changed,
+        watch_rounds=watch.rounds,
+        good=probe.good,
+        answers=client.answers,
+        unexpected=client.unexpected,
+        open_at_the_end=open_at_the_end,
+        clean_after_seconds=clean_after,
+        left=left,
+        failures=[*watching.failures, *probing.failures, *(["the journal had gaps"] if journal.breaks else [])],
+    )
+
+
+def _work_calmly(submitter: Submitter, watch: Watch, settings: Settings) -> None:
+    rng = random.Random(settings.seed)
+    submitter.run(plan_orders(rng, count=settings.calm_tasks, seconds=2.0))
+    _wait_until_all_ended(watch, 40.0)
+
+
+def _wait_until_all_ended(watch: Watch, seconds: float) -> Sequence[Json]:
+    """What is open when the time is over; nothing, when all is well."""
+    deadline = time.monotonic() + seconds
+    # What is known now may be from before the last task was created.
+    rounds = watch.rounds + 2
+    while (watch.rounds < rounds or watch.open_tasks) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return watch.open_tasks
+
+
+def _wait_until_clean(stack: Stack, since: datetime) -> tuple[float | None, Mapping[str, int]]:
+    """How long after the last fault nothing of any task was left, or None; and what is left then."""
+    deadline = time.monotonic() + max(CLEAN_SECONDS - (datetime.now(UTC) - since).total_seconds(), 5.0)
+    while True:
+        left = {"containers": _count_containers(stack), "live runs": _count_live_runs(stack)}
+        if not any(left.values()):
+            return (datetime.now(UTC) - since).total_seconds(), left
+        if time.monotonic() > deadline:
+            return None, left
+        time.sleep(1.0)
+
+
+def _count_containers(stack: Stack) -> int:
+    labels = [f"{LABEL_INSTANCE}={stack.project}", LABEL_TASK]
+    return len(stack.engine.containers.list(all=True, filters={"label": labels}, ignore_removed=True))
+
+
+def _count_live_runs(stack: Stack) -> int:
+    query = f"SELECT count(*) FROM scheduler.runs WHERE status IN {_LIVE}"
+    (postgres,) = stack.containers("postgres")
+    result = postgres.exec_run(["psql", "-U", "taskrunner", "-d", "taskrunner", "-Atc", query])
+    assert result.exit_code == 0, result.output
+    return int(result.output)
+
+
+def save_evidence(stack: Stack, storm: Storm, folder: Path) -> None:
+    """The services' logs and what is odd, for who looks into a failure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for service in REPLICAS:
+        for container in stack.containers(service):
+            (folder / f"{container.name}.log").write_bytes(container.logs(timestamps=True))
+    lines = [f"{each.began:%H:%M:%S.%f} {each.ended:%H:%M:%S.%f} {each.target} {each}" for each in storm.struck]
+    (folder / "faults.txt").write_text("\n".join(lines) + "\n")
+    runs = [f"{task_id} {run}" for task_id, of_task in storm.runs.items() for run in of_task]
+    (folder / "runs.txt").write_text("\n".join(runs) + "\n")
+
+
+def read_settings_from_environment() -> Settings:
+    return Settings.read(os.environ)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+from tests.faults.plan import FIRST_ACT_ONLY, REPLICAS, ROLES, SERVERS, Numbers, end_of, plan_faults
+from tests.faults.work import plan_orders
+
+SEEDS = range(20)
+
+
+def test_the_same_seed_gives_the_same_plan_and_another_one_another():
+    plans = [plan_faults(random.Random(seed), Numbers()) for seed in (1, 1, 2)]
+
+    assert plans[0] == plans[1]
+    assert plans[0] != plans[2]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_plan_has_all_that_was_asked_for(seed: int):
+    plan = plan_faults(random.Random(seed), Numbers())
+
+    kills = Counter(fault.service for fault in plan if fault.kind == "kill")
+    kinds = Counter(fault.kind for fault in plan)
+    assert all(kills[role] >= 8 for role in ROLES)
+    assert sum(kills[role] for role in ROLES) == 60
+    assert all(kills[server] == 3 for server in SERVERS)
+    assert kinds["cut"] == 5
+    assert kinds["pause"] == 4
+    assert kinds["purge"] == kinds["delete"] == 1
+    assert sum(fault.count for fault in plan) == 15
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_part_is_hit_while_it_is_away(seed: int):
+    plan = plan_faults(random.Random(seed), Numbers())
+
+    for service, replicas in REPLICAS.items():
+        for replica in range(replicas):
+            of_part = [fault for fault in plan if (fault.service, fault.replica) == (service, replica)]
+            absences = [fault for fault in of_part if fault.seconds]
+            assert all(earlier.at + earlier.seconds < later.at for earlier, later in pairwise(absences))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_keeps_the_truth_stands_in_the_second_act_and_the_plan_keeps_about_its_time(seed: int):
+    numbers = Numbers()
+    plan = plan_faults(random.Random(seed), numbers)
+
+    assert max(fault.at for fault in plan if fault.service in FIRST_ACT_ONLY) < 0.7 * numbers.seconds
+    assert end_of(plan) < 1.25 * numbers.seconds
+
+
+def test_orders_are_spread_over_the_storm_and_of_several_kinds():
+    orders = plan_orders(random.Random(1), count=300, seconds=100.0)
+
+    assert len({order.number for order in orders}) == 300
+    assert 0 <= orders[0].at <= orders[-1].at <= 100.0
+    assert {order.exit_code for order in orders} == {0, 3}
+    assert min(order.sleep_seconds for order in orders) == 0
+    assert max(order.sleep_seconds for order in orders) <= 5
+    assert any(order.due_in_seconds for order in orders)

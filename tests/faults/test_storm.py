@@ -1,0 +1,87 @@
+"""The promises, under faults: one storm, and each promise looked at afterwards.
+
+The engine is not restarted: it is the machine's own.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.plan import ROLES, SERVERS
+from tests.faults.storm import END_SECONDS, Storm
+from tests.integration.client import TERMINAL
+
+pytestmark = pytest.mark.faults
+
+RECOVERY_SECONDS = 40.0
+
+
+def test_the_storm_was_as_bad_as_it_was_meant_to_be(storm: Storm):
+    numbers, kills, kinds = storm.settings.numbers, storm.kills(), storm.kinds()
+
+    assert not [each for each in storm.struck if each.error]
+    assert sum(kills[role] for role in ROLES) >= numbers.kills
+    assert min(kills[role] for role in ROLES) >= numbers.kills_each_role
+    assert min(kills[server] for server in SERVERS) >= numbers.restarts_each_server
+    assert kinds["cut"] >= numbers.cuts
+    assert kinds["purge"] + kinds["delete"] >= numbers.wipes
+    assert len(storm.accepted) == storm.settings.tasks
+    assert not storm.given_up
+    assert not storm.failures
+
+
+def test_every_accepted_task_has_ended_as_its_command_did(storm: Storm):
+    assert not storm.open_at_the_end, f"still open {END_SECONDS:g} s after the last fault"
+    for accepted in [*storm.accepted, *storm.calm]:
+        task = storm.tasks[accepted.task_id]
+        assert (task["status"], task["exitCode"]) == (accepted.status, accepted.order.exit_code), task
+        assert task["result"] == accepted.output, task
+    assert {task["status"] for task in storm.tasks.values()} <= set(TERMINAL)
+
+
+def test_the_output_of_every_task_is_complete(storm: Storm):
+    wrong = {
+        accepted.task_id: storm.logs[accepted.task_id]
+        for accepted in [*storm.accepted, *storm.calm]
+        if storm.logs[accepted.task_id] != accepted.output.encode()
+    }
+
+    assert not wrong
+
+
+def test_no_task_ran_twice_at_a_time(storm: Storm):
+    assert not storm.findings.overlaps
+
+
+def test_no_run_was_started_twice(storm: Storm):
+    assert not storm.findings.restarts
+    assert not storm.findings.unfinished
+
+
+def test_every_task_that_completed_had_a_container_that_ran(storm: Storm):
+    assert {task_id for task_id in storm.tasks if task_id not in storm.findings.intervals} == set()
+
+
+def test_no_terminal_task_changed(storm: Storm):
+    assert storm.watch_rounds > 10
+    assert not storm.changed
+
+
+def test_tasks_that_no_fault_touched_took_one_attempt(storm: Storm):
+    assert {len(storm.runs[accepted.task_id]) for accepted in storm.calm} == {1}
+    assert {storm.tasks[accepted.task_id]["attempts"] for accepted in storm.calm} == {1}
+    assert not storm.unexplained_runs()
+
+
+def test_nearly_everything_has_recovered_in_forty_seconds_after_the_last_fault(storm: Storm):
+    seconds = storm.recovered_after_seconds()
+
+    assert not seconds or seconds[min(len(seconds) - 1, round(len(seconds) * 0.99))] <= RECOVERY_SECONDS
+
+
+def test_nothing_of_the_tasks_is_left_on_the_engine_or_alive_in_the_database(storm: Storm):
+    assert storm.clean_after_seconds is not None, dict(storm.left)
+
+
+def test_users_were_told_to_come_back_and_nothing_else(storm: Storm):
+    assert not storm.unexpected
