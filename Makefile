@@ -9,11 +9,6 @@ VENV_STAMP := .venv/.requirements-installed
 COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 # Further arguments for pytest: make test-unit ARGS='-k cron'
 ARGS :=
-# How much `make soak` is, and where its report goes.
-soak: FAULTS_SECONDS ?= 1500
-soak: FAULTS_KILLS ?= 300
-soak: FAULTS_TASKS ?= 3000
-soak: FAULTS_REPORT ?= soak-report.txt
 
 ##@ Try and run
 .PHONY: demo up down clean logs scale
@@ -77,9 +72,10 @@ faults: $(VENV_STAMP) ## Kill, cut off and restart everything under load, and se
 	@TEST_PROJECT=task-runner-faults TEST_PORT=18100 deploy/with_test_stack.sh \
 	  $(BIN)/pytest tests/faults -m faults --capture=no $(ARGS)
 
-soak: ## The same for longer: make soak FAULTS_SECONDS=1500 FAULTS_KILLS=300 FAULTS_TASKS=3000
-	@FAULTS_SECONDS=$(FAULTS_SECONDS) FAULTS_KILLS=$(FAULTS_KILLS) FAULTS_TASKS=$(FAULTS_TASKS) \
-	  FAULTS_REPORT=$(FAULTS_REPORT) $(MAKE) faults
+soak: ## The same for half an hour; FAULTS_SECONDS, FAULTS_KILLS, FAULTS_TASKS, FAULTS_SEED say how much of what
+	@FAULTS_SECONDS=$(or $(FAULTS_SECONDS),1500) FAULTS_KILLS=$(or $(FAULTS_KILLS),300) \
+	  FAULTS_TASKS=$(or $(FAULTS_TASKS),3000) FAULTS_REPORT=$(or $(FAULTS_REPORT),soak-report.txt) \
+	  $(MAKE) faults
 
 lint: $(VENV_STAMP) ## Check style, types, import rules and shell scripts
 	@$(BIN)/ruff check .

@@ -17,7 +17,7 @@ from typing import Any
 import docker
 from docker.errors import DockerException
 
-from services.executor.runtime import LABEL_INSTANCE, LABEL_RUN, LABEL_TASK
+from services.executor.runtime import LABEL_EXECUTOR, LABEL_INSTANCE, LABEL_RUN, LABEL_TASK
 from tests.integration.polling import wait_until
 
 NANOSECONDS = 1_000_000_000
@@ -25,22 +25,27 @@ NANOSECONDS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A container of a task began (`start`) or ended (`die`) at this engine time."""
+    """A container of a task began (`start`) or ended (`die`) at this engine time; who made it says its label."""
 
     at_nanoseconds: int
     action: str
     task_id: str
     run_id: str
     container_id: str
+    maker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """One container's life; `ended` is None while it runs. Nanoseconds since the epoch."""
+    """One container's life; `ended` is None while it runs. Nanoseconds since the epoch.
+
+    `maker` is the executor that created it, whoever saw its end.
+    """
 
     task_id: str
     run_id: str
     container_id: str
+    maker: str
     began: int
     ended: int | None
 
@@ -119,6 +124,7 @@ def read_event(fields: Mapping[str, Any]) -> Event:
         task_id=actor["Attributes"]["name"],
         run_id=actor["Attributes"][LABEL_RUN],
         container_id=actor["ID"],
+        maker=actor["Attributes"][LABEL_EXECUTOR],
     )
 
 
@@ -161,6 +167,7 @@ def _to_interval(start: Event, end: Event | None) -> Interval:
         task_id=start.task_id,
         run_id=start.run_id,
         container_id=start.container_id,
+        maker=start.maker,
         began=start.at_nanoseconds,
         ended=None if end is None else end.at_nanoseconds,
     )

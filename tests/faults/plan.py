@@ -35,8 +35,10 @@ CUTS = (
     ("scheduler-loops", "database"),
     ("users", "database"),
 )
-# Longer than a lease lasts.
-LONG_PAUSE_SECONDS = 40.0
+PAUSES = ("executor", "executor", "scheduler", "scheduler-loops", "rabbitmq")
+# Longer than a lease lasts, and begun so late that the 45 s are over before it ends.
+LONG_PAUSE_SECONDS = 42.0
+TAKEOVER_SECONDS = 12.0
 FIRST_ACT = 0.5
 FIRST_ACT_ONLY = ("scheduler", "postgres")
 # A container that was started again is left alone for a moment: killing it while it starts proves little.
@@ -68,7 +70,7 @@ class Numbers:
     kills_each_role: int = 8
     restarts_each_server: int = 3
     cuts: int = 5
-    pauses: int = 4
+    pauses: int = 5
     wipes: int = 2
     duplicates: int = 15
 
@@ -110,7 +112,11 @@ def _pick(
     rng: random.Random, drafts: Sequence[Fault], free_at: Mapping[tuple[str, int], float], now: float
 ) -> tuple[int | None, int]:
     """The first draft of which a replica is there to be hit, and that replica."""
+    truth_shakes = any(draft.service in FIRST_ACT_ONLY for draft in drafts)
+    truth_stands_at = max(free_at[service, 0] for service in FIRST_ACT_ONLY) + TAKEOVER_SECONDS
     for index, draft in enumerate(drafts):
+        if _is_long_pause(draft) and (truth_shakes or now < truth_stands_at):
+            continue
         free = [
             replica
             for replica in range(REPLICAS[draft.service])
@@ -126,7 +132,7 @@ def _draft(rng: random.Random, numbers: Numbers) -> list[Fault]:
     faults = [*_draft_kills(rng, numbers), *_draft_absences(rng, numbers), *_draft_broker_faults(rng, numbers)]
     rng.shuffle(faults)
     first = [fault for fault in faults if fault.service in FIRST_ACT_ONLY]
-    second = [fault for fault in faults if fault.kind == "pause" and fault.seconds >= LONG_PAUSE_SECONDS]
+    second = [fault for fault in faults if _is_long_pause(fault)]
     others = [fault for fault in faults if fault not in first and fault not in second]
     split = max(0, round(len(faults) * FIRST_ACT) - len(first))
     first += others[:split]
@@ -135,11 +141,15 @@ def _draft(rng: random.Random, numbers: Numbers) -> list[Fault]:
     return [*first, *second, *others[split:]]
 
 
+def _is_long_pause(fault: Fault) -> bool:
+    return fault.kind == "pause" and fault.seconds >= LONG_PAUSE_SECONDS
+
+
 def _draft_kills(rng: random.Random, numbers: Numbers) -> list[Fault]:
     victims = [role for role in ROLES for _ in range(numbers.kills_each_role)]
     # Executors and loops are where a death leaves most behind.
     while len(victims) < numbers.kills:
-        victims.append(rng.choice(("executor", "executor", "scheduler-loops", "scheduler")))
+        victims.append(rng.choice(("executor", "executor", "scheduler-loops")))
     victims += [server for server in SERVERS for _ in range(numbers.restarts_each_server)]
     return [Fault(0.0, "kill", victim, seconds=rng.uniform(0.1, 2.0)) for victim in victims]
 
@@ -153,7 +163,7 @@ def _draft_absences(rng: random.Random, numbers: Numbers) -> list[Fault]:
         Fault(
             0.0, "pause", service, seconds=LONG_PAUSE_SECONDS if service == "executor" else rng.uniform(3.0, 10.0)
         )
-        for service in _repeat(rng, ("executor", "scheduler", "scheduler-loops", "rabbitmq"), numbers.pauses)
+        for service in _repeat(rng, PAUSES, numbers.pauses)
     ]
     return cuts + pauses
 

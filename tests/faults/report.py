@@ -31,7 +31,8 @@ def _lines(storm: Storm) -> Iterable[str]:
     yield "attempts: " + _join(sorted(Counter(task["attempts"] for task in storm.tasks.values()).items()))
     yield "runs of a task: " + _join(sorted(Counter(len(runs) for runs in storm.runs.values()).items()))
     yield "runs: " + _join(sorted(Counter(run["status"] for runs in storm.runs.values() for run in runs).items()))
-    yield f"containers started: {sum(storm.findings.starts_per_run.values())}"
+    started = sum(storm.findings.starts_per_run.values())
+    yield f"containers started: {started}, taken over by another executor: {len(storm.taken_over())}"
     yield f"overlaps: {len(storm.findings.overlaps)}, terminal tasks that changed: {len(storm.changed)}"
     yield "answers to clients: " + _join(sorted(storm.answers.items()))
     yield f"from due to ended, without a task's own time: {_percentiles(storm.lateness_seconds())}"
@@ -40,7 +41,7 @@ def _lines(storm: Storm) -> Iterable[str]:
         yield f"not clean: {dict(storm.left)}"
     else:
         yield f"clean {storm.clean_after_seconds:.0f} s after the last fault"
-    yield "served again after the part was back:"
+    yield "served again after the part was back, other faults going on:"
     for name, seconds in storm.served_again_after_seconds().items():
         yield f"  {name:22} {_percentiles(seconds)}"
 

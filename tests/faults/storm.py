@@ -59,7 +59,7 @@ class Settings:
             kills_each_role=max(1, round(8 * min(share, 1.0))),
             restarts_each_server=max(1, round(3 * share)),
             cuts=max(1, round(5 * share)),
-            pauses=max(1, round(4 * share)),
+            pauses=max(1, round(5 * share)),
             wipes=max(1, round(2 * share)),
             duplicates=max(2, round(15 * share)),
         )
@@ -130,6 +130,16 @@ class Storm:
             if later is not None and each.fault.seconds:
                 by_name.setdefault(each.name, []).append((later - each.ended).total_seconds())
         return {name: sorted(seconds) for name, seconds in sorted(by_name.items())}
+
+    def taken_over(self) -> Sequence[str]:
+        """Runs whose container one executor made and another one reported."""
+        reporters = {(task_id, run["executorId"]) for task_id, runs in self.runs.items() for run in runs}
+        return [
+            interval.run_id
+            for task_id, intervals in self.findings.intervals.items()
+            for interval in intervals
+            if (task_id, interval.maker) not in reporters
+        ]
 
     def unexplained_runs(self) -> Sequence[str]:
         """Runs that were lost although no fault explains it.
