@@ -16,6 +16,15 @@ Connection = psycopg.Connection[DictRow]
 Pool = ConnectionPool[Connection]
 Result = TypeVar("Result")
 
+# A server that vanished without a word (a cut network, a host that died) answers nothing, not even a refusal; the
+# kernel would wait for a quarter of an hour, and the thread that asked with it.
+_SILENCE_LIMITS = {
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+}
+
 _NAME = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
 _TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError)
 
@@ -28,6 +37,7 @@ def open_pool(dsn: str, *, name: str, max_size: int, wait_seconds: float = 5.0) 
 
     Open it after the fork. Each connection is checked when it is handed out, since a pool otherwise hands out
     dead ones after the database's restart. `wait_seconds` bounds how long a caller waits for one (PoolTimeout).
+    One whose server has been silent for 10 s is given up.
     """
     pool = ConnectionPool(
         dsn,
@@ -45,6 +55,7 @@ def open_pool(dsn: str, *, name: str, max_size: int, wait_seconds: float = 5.0) 
             "autocommit": True,
             "application_name": name,
             "connect_timeout": 5,
+            **_SILENCE_LIMITS,
             "options": "-c statement_timeout=30s -c lock_timeout=10s -c timezone=UTC",
         },
     )

@@ -1,0 +1,108 @@
+"""Parts that go silent instead of dying: nobody gets a reset, and only time limits tell."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.faults.work import Client
+from tests.integration.client import IMAGE, User, sign_up
+from tests.integration.polling import wait_until
+from tests.integration.stack import Stack
+
+pytestmark = pytest.mark.faults
+
+# More than the scheduler's web process has threads.
+CLIENTS = 24
+CUT_SECONDS = 20.0
+REDELIVERED_SECONDS = 25.0
+
+
+@pytest.fixture
+def user(stack: Stack) -> User:
+    return sign_up(stack.url)
+
+
+@contextmanager
+def cut_off(stack: Stack, service: str, network_name: str) -> Iterator[str]:
+    """Meanwhile somebody else takes the part's address, so what was in flight is never answered. The address."""
+    (container,) = stack.containers(service)
+    name = f"{stack.project}_{network_name}"
+    network = stack.engine.networks.get(name)
+    attached = container.attrs["NetworkSettings"]["Networks"][name]
+    network.disconnect(container)
+    usurper = stack.engine.containers.run(
+        IMAGE, ["sleep", "600"], detach=True, network=name, labels={"com.docker.compose.project": stack.project}
+    )
+    try:
+        yield attached["IPAddress"]
+    finally:
+        network.connect(container, aliases=attached["Aliases"])
+        usurper.remove(force=True)
+
+
+@contextmanager
+def frozen(stack: Stack, service: str) -> Iterator[None]:
+    container = stack.containers(service)[0]
+    container.pause()
+    try:
+        yield
+    finally:
+        container.unpause()
+
+
+def count_connections_from(stack: Stack, service: str, address: str) -> int:
+    """In the kernel's table of the part's container, where an address stands as a number in the host's order."""
+    script = f"""
+import ipaddress, json, socket
+number = socket.htonl(int(ipaddress.IPv4Address({address!r})))
+lines = open("/proc/net/tcp").read().splitlines()[1:]
+print(json.dumps(sum(line.split()[1].startswith(f"{{number:08X}}:") for line in lines)))
+"""
+    count: int = stack.run_inside(service, script)
+    return count
+
+
+def test_a_database_that_went_silent_under_load_is_used_again_as_soon_as_it_is_back(stack: Stack, user: User):
+    client = Client(stack.url, user.api.token)
+    stopping = threading.Event()
+
+    def ask() -> None:
+        while not stopping.wait(0.05):
+            client.call("GET", "/api/tasks/?limit=1")
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    time.sleep(2.0)
+    try:
+        with cut_off(stack, "scheduler", "database") as former_address:
+            time.sleep(CUT_SECONDS)
+        fresh = Client(stack.url, user.api.token)
+        wait_until(
+            lambda: fresh.call("GET", "/api/tasks/?limit=1"), what="the database was used again", seconds=15.0
+        )
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join(60.0)
+    assert not client.unexpected
+    # Each of them would keep a thread of the scheduler for a quarter of an hour.
+    assert count_connections_from(stack, "scheduler", former_address) == 0
+
+
+def test_messages_that_went_to_a_frozen_executor_are_delivered_to_another_in_time(stack: Stack, user: User):
+    stack.wait_until_ready(executors=3)
+    began = time.monotonic()
+    with frozen(stack, "executor"):
+        created = [user.api.create_task("echo", str(number))["id"] for number in range(16)]
+
+        for task_id in created:
+            left = began + REDELIVERED_SECONDS - time.monotonic()
+            user.api.wait_for(task_id, "completed", seconds=max(left, 1.0))
+
+    stack.wait_until_ready(executors=3)
