@@ -23,7 +23,8 @@ from libs.common.topology import REQUEST_ID_HEADER, RUNS_QUEUE, declare_topology
 
 log = structlog.get_logger()
 
-_HEARTBEAT_SECONDS = 30
+# A broker that went silent is noticed, and connected to anew, after two to three of these.
+_HEARTBEAT_SECONDS = 6
 _BLOCKED_SECONDS = 30
 _CONNECT_SECONDS = 5
 _CLOSE_SECONDS = 5
