@@ -191,6 +191,24 @@ def test_a_deleted_personal_access_token_is_refused_within_five_seconds(
     wait_until(lambda: call(gateway, personal).status_code == 401, seconds=5)
 
 
+def test_a_personal_access_token_is_traded_anew_when_a_new_role_has_ended_what_it_was_traded_for(
+    gateway, services: StubServices, tokens: TokenMaker
+):
+    session = "5f0c2a5e-0a3f-4d0c-9a7e-3c8a35a1a7f4"
+    personal, after = f"trp_{unique('personal-token')}", tokens.make()
+    services.personal_tokens[personal] = tokens.make(sid=session)
+    assert call(gateway, personal).status_code == 200
+
+    services.personal_tokens[personal] = after
+    services.ended_sessions.add(session)
+
+    wait_until(
+        lambda: len(services.to("/internal/tokens/exchange")) == 2 or not call(gateway, personal), seconds=5
+    )
+    assert call(gateway, personal).status_code == 200
+    assert services.last.header("Authorization") == f"Bearer {after}"
+
+
 def test_a_key_that_appears_later_is_found(gateway, services: StubServices, tokens: TokenMaker):
     other = TokenMaker()
     other.kid = unique("kid")
