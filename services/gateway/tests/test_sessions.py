@@ -202,10 +202,14 @@ def test_a_personal_access_token_is_traded_anew_when_a_new_role_has_ended_what_i
     services.personal_tokens[personal] = after
     services.ended_sessions.add(session)
 
-    wait_until(
-        lambda: len(services.to("/internal/tokens/exchange")) == 2 or not call(gateway, personal), seconds=5
-    )
-    assert call(gateway, personal).status_code == 200
+    statuses: set[int] = set()
+
+    def is_traded_anew() -> bool:
+        statuses.add(call(gateway, personal).status_code)
+        return len(services.to("/internal/tokens/exchange")) == 2
+
+    wait_until(is_traded_anew, seconds=5)
+    assert statuses == {200}
     assert services.last.header("Authorization") == f"Bearer {after}"
 
 
