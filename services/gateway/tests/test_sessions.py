@@ -259,6 +259,21 @@ def test_a_redis_that_does_not_answer_costs_one_request_a_moment_and_is_used_aga
         wait_until(lambda: _asked_once_for_two_calls(gateway, services, tokens), seconds=5)
 
 
+def test_health_says_that_redis_is_away_although_nothing_else_was_asked_of_it(
+    services: StubServices, redis_switch: Switch
+):
+    with running_gateway(services, f"redis://127.0.0.1:{redis_switch.port}/0") as gateway:
+        redis_switch.cut()
+
+        report = requests.get(f"{gateway}/api/health", timeout=5).json()
+
+        assert report["services"]["gateway"] == {
+            "status": "degraded",
+            "latencyMs": 0.0,
+            "checks": {"redis": {"status": "down"}},
+        }
+
+
 def _asked_once_for_two_calls(gateway: str, services: StubServices, tokens: TokenMaker) -> bool:
     token = tokens.make()
     services.received.clear()
