@@ -46,6 +46,7 @@ docker-pull: ## Fetch the official images anew, where a registry is in reach
 	@deploy/images.sh --pull
 
 env: ## Write deploy/.env with random passwords, once
+	@[ -f deploy/.env ] || python3 -m deploy.recovery task-runner deploy/.env 2>/dev/null || true
 	@python3 -m deploy.environment deploy/.env
 
 keys: ## Make a signing key: make keys KID=2027-01
@@ -63,6 +64,7 @@ test-unit: $(VENV_STAMP) ## Run the tests that need nothing: seconds
 test-component: $(VENV_STAMP) ## Run the tests against real servers in containers
 	@deploy/engine.sh
 	@deploy/images.sh
+	@deploy/build.sh
 	@$(BIN)/pytest libs services deploy tests -m component $(ARGS)
 
 test-integration: $(VENV_STAMP) ## Run the tests that go through the gateway of a composed system

@@ -7,7 +7,12 @@ WEB_WORKER           gthread, or gevent for a service that strangers reach: ther
 WEB_THREADS          threads in each gthread worker, default 16
 """
 
+import json
 import os
+import uuid
+from http import HTTPStatus
+
+import gunicorn.util
 
 bind = f"0.0.0.0:{os.environ['BIND_PORT']}"
 workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
@@ -48,3 +53,30 @@ def child_exit(server, worker):  # noqa: ARG001  gunicorn passes both.
         from prometheus_client import multiprocess  # noqa: PLC0415
 
         multiprocess.mark_process_dead(worker.pid)
+
+
+def answer_unreadable(connection, status, _reason, detail):
+    """What can't be read as a request never reaches the app: it is answered here, in the form of all errors."""
+    request_id = uuid.uuid4().hex
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": "internal_error" if status == HTTPStatus.INTERNAL_SERVER_ERROR else "malformed_request",
+        "requestId": request_id,
+    }
+    content = json.dumps(body)
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        "Connection: close",
+        "Cache-Control: no-store",
+        "Content-Type: application/problem+json",
+        f"Content-Length: {len(content)}",
+        f"X-Request-Id: {request_id}",
+    )
+    gunicorn.util.write_nonblock(connection, "\r\n".join((*head, "", content)).encode("ascii"))
+
+
+# gunicorn has no setting for this, and its own answer is a page of HTML.
+gunicorn.util.write_error = answer_unreadable

@@ -19,7 +19,7 @@ flock --nonblock 9 || { echo 'waiting for another test run on this machine…' >
 rm -f "$ENV_FILE"
 trap '"$here/clean.sh" "$PROJECT" 9>&-; rm -f "$ENV_FILE"' EXIT
 # The tests sign up and in more often than any address of a real user.
-"$here/up.sh" COMPOSE_PROJECT_NAME="$PROJECT" TASKRUNNER_IMAGE="taskrunner:$NAME" \
-    GATEWAY_BIND=127.0.0.1 GATEWAY_PORT="${TEST_PORT:-18000}" \
+"$here/up.sh" COMPOSE_PROJECT_NAME="$PROJECT" GATEWAY_BIND=127.0.0.1 GATEWAY_PORT="${TEST_PORT:-18000}" \
+    ${TASKRUNNER_IMAGE:+"TASKRUNNER_IMAGE=$TASKRUNNER_IMAGE"} \
     LOGIN_RATE=100000/minute LOGIN_ADDRESS_RATE=100000/minute SIGNUP_RATE=100000/hour 9>&-
 "$@" 9>&-

@@ -38,6 +38,18 @@ def read_secret(env: Env, name: str) -> Secret:
     return Secret(env.str(name, validate=validate.Length(min=1)))
 
 
+def read_secret_url(env: Env, name: str, *schemes: str) -> Secret:
+    """The named variable, a URL of one of these schemes with a password in it; EnvError when it is another.
+
+    Without this a service with a slip in one would try to connect for ever.
+    """
+    url = read_secret(env, name)
+    starts = tuple(f"{scheme}://" for scheme in schemes)
+    if not url.reveal().startswith(starts):
+        raise EnvError(f"{name} must start with {' or '.join(starts)}")
+    return url
+
+
 def read_environment(env: Env) -> str:
     return env.str("ENVIRONMENT", "development", validate=validate.OneOf(ENVIRONMENTS))
 

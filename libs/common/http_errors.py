@@ -26,6 +26,12 @@ _CODES = {
     415: "unsupported_media_type",
     422: "invalid_fields",
 }
+# In the place of Werkzeug's texts, which speak to somebody with a browser.
+_DETAILS = {
+    404: "There is nothing at this path.",
+    405: "This path doesn't take this method; see the Allow header.",
+    413: "The body is larger than this path takes.",
+}
 
 
 def problem(
@@ -88,7 +94,8 @@ def answer_http_exception(error: HTTPException) -> Response:
         messages = getattr(error, "data", {}).get("messages", {})
         return _invalid(messages)
     phrase = HTTPStatus(status).phrase
-    response = problem(status, title=phrase, detail=error.description or phrase, code=_CODES.get(status, "error"))
+    detail = _DETAILS.get(status) or error.description or phrase
+    response = problem(status, title=phrase, detail=detail, code=_CODES.get(status, "error"))
     for name, value in error.get_headers():
         if name.lower() not in ("content-type", "content-length"):
             response.headers[name] = value

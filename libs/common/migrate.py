@@ -21,6 +21,7 @@ from psycopg import sql
 
 from libs.common.config import Secret, load_config, read_log_level, read_secret
 from libs.common.logs import configure_logs
+from libs.common.postgres import read_database_url
 
 log = structlog.get_logger()
 
@@ -129,7 +130,7 @@ def _wait_for_database(dsn: str, *, seconds: float) -> None:
 def run(services: Sequence[str]) -> None:
     def from_env(env: Env) -> MigrateConfig:
         return MigrateConfig(
-            database_url=read_secret(env, "DATABASE_URL"),
+            database_url=read_database_url(env, "DATABASE_URL"),
             passwords={name: read_secret(env, f"{name.upper()}_DB_PASSWORD") for name in services},
             wait_seconds=env.float("MIGRATE_WAIT_SECONDS", 120.0),
             log_level=read_log_level(env),

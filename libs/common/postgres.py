@@ -9,8 +9,12 @@ from importlib import resources
 from typing import Any, TypeVar
 
 import psycopg
+from environs import Env, EnvError
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
+
+from libs.common.config import Secret, read_secret
 
 Connection = psycopg.Connection[DictRow]
 Pool = ConnectionPool[Connection]
@@ -30,6 +34,16 @@ _TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError)
 
 # What a caller sees while the database is away; http_errors answers 503.
 DATABASE_DOWN = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+
+
+def read_database_url(env: Env, name: str) -> Secret:
+    """The named variable, in a form that libpq takes; EnvError, which doesn't show it, otherwise."""
+    url = read_secret(env, name)
+    try:
+        conninfo_to_dict(url.reveal())
+    except psycopg.ProgrammingError:
+        raise EnvError(f"{name} must look like postgresql://USER:PASSWORD@HOST:PORT/DATABASE") from None
+    return url
 
 
 def open_pool(dsn: str, *, name: str, max_size: int, wait_seconds: float = 5.0) -> Pool:

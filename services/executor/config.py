@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from environs import Env, EnvError, validate
 
-from libs.common.config import Secret, read_environment, read_log_level, read_secret
+from libs.common.config import Secret, read_environment, read_log_level, read_secret, read_secret_url
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
@@ -51,7 +51,7 @@ def read_config(env: Env) -> ExecutorConfig:
     return ExecutorConfig(
         environment=environment,
         log_level=read_log_level(env),
-        broker_url=read_secret(env, "BROKER_URL"),
+        broker_url=read_secret_url(env, "BROKER_URL", "amqp", "amqps"),
         scheduler_url=env.str(
             "SCHEDULER_URL", validate=validate.URL(schemes={"http", "https"}, require_tld=False)
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import timedelta
+from signal import Signals
 from typing import Literal
 
 from services.executor import runtime as rt
@@ -13,8 +14,11 @@ from services.executor.spec import TaskSpec
 Status = Literal["completed", "failed", "cancelled", "lost"]
 StopReason = Literal["cancelled", "timeout"]
 
-SIGKILL_EXIT = 137
+SIGNAL_EXIT = 128
 LAST_WORDS_CHARACTERS = 500
+
+# What the engine says to more cores than it has.
+_FEWER_CORES = "Range of CPUs"
 
 # What the engine's init prints, and nothing else on standard error, when it can't execute the command.
 _INIT_FAILED = re.compile(r"\[FATAL tini \(\d+\)\] exec (?P<command>.*) failed: (?P<error>[^\n]+)\n?", re.DOTALL)
@@ -62,7 +66,8 @@ def decide_start_failure(error: rt.RuntimeFailure) -> Outcome:
         case rt.CommandRefused():
             return Outcome("failed", "invalid_command", error_msg=_command_message(str(error)))
         case _:
-            text = f"The container engine refused the container: {error}. Ask the operator if it stays so."
+            advice = "Lower resources.cpus." if _FEWER_CORES in str(error) else "Ask the operator if it stays so."
+            text = f"The container engine refused the container: {error}. {advice}"
             return Outcome("failed", "engine_error", error_msg=text)
 
 
@@ -99,13 +104,19 @@ def _command_message(error: str) -> str:
 
 
 def _exit_message(code: int, stderr_tail: str) -> str:
-    text = f"The command ended with exit code {code}"
-    if code == SIGKILL_EXIT:
-        text += " (killed by SIGKILL)"
+    text = f"The command ended with exit code {code}{_name_signal(code)}"
     last_words = _last_words(stderr_tail)
     return (
         f"{text}. Its last words on stderr: {last_words}" if last_words else f"{text}. It wrote nothing on stderr."
     )
+
+
+def _name_signal(code: int) -> str:
+    """What a shell and an init make of a signal's number, put into words."""
+    try:
+        return f" (killed by {Signals(code - SIGNAL_EXIT).name})"
+    except ValueError:
+        return ""
 
 
 def _last_words(stderr_tail: str) -> str:

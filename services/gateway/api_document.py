@@ -97,7 +97,7 @@ def merge_documents(documents: Mapping[str, Document]) -> Document:
         "info": {
             "title": "Task Runner",
             "version": "v1",
-            "description": "Runs commands in containers, now, at a set time or on a schedule.",
+            "description": "Runs commands in containers, now or at a set time.",
         },
         "servers": [{"url": "/"}],
         "security": [{"bearer": []}],

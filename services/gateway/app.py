@@ -67,9 +67,7 @@ def build_app(config: GatewayConfig) -> Flask:
             throttling=throttling,
             trusted_proxies=config.trusted_proxies,
         )
-    health = HealthReport(
-        [users, scheduler, loops], executors_from=SCHEDULER, has_cache=lambda: cache.is_available
-    )
+    health = HealthReport([users, scheduler, loops], executors_from=SCHEDULER, has_cache=cache.check)
     app.register_blueprint(create_routes(health=health, document=ApiDocument([users, scheduler])))
     _add_security_headers(app)
     return app

@@ -70,6 +70,15 @@ class Cache:
         except CACHE_DOWN as error:
             self.report_failure(error)
 
+    def check(self) -> bool:
+        """Whether Redis answers now. Once it doesn't, nobody waits for it again until it is back."""
+        if not self._is_open:
+            try:
+                self.ping()
+            except CACHE_DOWN as error:
+                self.report_failure(error)
+        return self.is_available
+
     def ping(self) -> None:
         """Raise one of CACHE_DOWN when Redis doesn't answer."""
         self._redis.ping()

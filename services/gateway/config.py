@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from environs import Env, EnvError, validate
 from limits import RateLimitItem, parse
 
-from libs.common.config import Secret, read_environment, read_log_level, read_secret
+from libs.common.config import Secret, read_environment, read_log_level, read_secret, read_secret_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def read_config(env: Env) -> GatewayConfig:
         users_url=_read_url(env, "USERS_URL"),
         scheduler_url=_read_url(env, "SCHEDULER_URL"),
         scheduler_loops_url=_read_url(env, "SCHEDULER_LOOPS_URL"),
-        redis_url=_read_redis_url(env, "REDIS_URL"),
+        redis_url=read_secret_url(env, "REDIS_URL", "redis", "rediss", "unix"),
         internal_token=read_secret(env, "INTERNAL_TOKEN"),
         token_issuer=env.str("TOKEN_ISSUER", "task-runner"),
         token_audience=env.str("TOKEN_AUDIENCE", "task-runner"),
@@ -54,13 +54,6 @@ def _read_url(env: Env, name: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
         raise EnvError(f"{name} must look like http://HOST:PORT, without a path")
     return url.rstrip("/")
-
-
-def _read_redis_url(env: Env, name: str) -> Secret:
-    url = read_secret(env, name)
-    if not url.reveal().startswith(("redis://", "rediss://", "unix://")):
-        raise EnvError(f"{name} must start with redis://, rediss:// or unix://")
-    return url
 
 
 def _read_rate(env: Env, name: str, default: str) -> RateLimitItem:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import IO, Any
 
 import structlog
 from flask import Flask, Response, g, request
+from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
 from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from libs.common.errors import RequestTimeout
+from libs.common.errors import BadRequest, RequestTimeout
 from libs.common.flask_app import MAX_BODY_BYTES
 from services.gateway.client_address import read_client_address, read_scheme
 from services.gateway.headers import build_request_headers, build_response_headers
@@ -78,6 +80,8 @@ def _read_body() -> bytes:
         return _read_at_most(MAX_BODY_BYTES, request.environ["wsgi.input"], request.content_length or 0)
     except TimeoutError as error:
         raise RequestTimeout("The request's body didn't arrive in time.") from error
+    except (ParseException, OSError) as error:
+        raise BadRequest("The request's body broke off, or its chunks are malformed.") from error
 
 
 def _read_at_most(limit: int, stream: IO[bytes], declared: int) -> bytes:
@@ -87,14 +91,18 @@ def _read_at_most(limit: int, stream: IO[bytes], declared: int) -> bytes:
     if declared > limit or len(body) > limit:
         _discard(stream)
         raise RequestEntityTooLarge
+    # A client that broke off may have sent what looks whole.
+    if len(body) < declared:
+        raise BadRequest("The request's body is shorter than its Content-Length.")
     return body
 
 
 def _discard(body: IO[bytes]) -> None:
     """Read on for a while: a client that is cut off while it sends never sees the answer."""
-    for _ in range(DISCARDED_BYTES // CHUNK_BYTES):
-        if not body.read(CHUNK_BYTES):
-            return
+    with suppress(ParseException, OSError):
+        for _ in range(DISCARDED_BYTES // CHUNK_BYTES):
+            if not body.read(CHUNK_BYTES):
+                return
 
 
 def _to_response(upstream: Upstream, answer: BaseHTTPResponse) -> Response:

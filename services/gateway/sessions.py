@@ -50,19 +50,30 @@ class Sessions:
             if access is Access.OPTIONAL_TOKEN:
                 return None
             raise Unauthorized("This needs a token: log in, and send it as Authorization: Bearer TOKEN.")
-        token = self._exchange(sent) if sent.startswith(PERSONAL_TOKEN_PREFIX) else sent
-        identity = self._verifier.verify(token)
-        self._require_active(identity)
+        if sent.startswith(PERSONAL_TOKEN_PREFIX):
+            return self._authenticate_personal(sent)
+        self._require_active(sent)
+        return sent
+
+    def _authenticate_personal(self, personal_token: str) -> str:
+        token, is_new = self._exchange(personal_token)
+        if not is_new and not self._is_active(self._verifier.verify(token)):
+            # A new role ended what it was traded for, but not the personal token.
+            token = self._exchange_anew(personal_token)
+        self._require_active(token)
         return token
 
-    def _require_active(self, identity: Identity) -> None:
+    def _require_active(self, token: str) -> None:
+        if not self._is_active(self._verifier.verify(token)):
+            raise Unauthorized("The session of this token has ended. Log in again.")
+
+    def _is_active(self, identity: Identity) -> bool:
         key = f"session:{identity.session_id}:{identity.version}:{identity.user_id}"
         state = self._cache.find(key)
         if state is None:
             state = self._ask_for_state(identity)
             self._cache.store(key, state, seconds=SESSION_SECONDS)
-        if state != ACTIVE:
-            raise Unauthorized("The session of this token has ended. Log in again.")
+        return state == ACTIVE
 
     def _ask_for_state(self, identity: Identity) -> str:
         question = {
@@ -75,20 +86,21 @@ class Sessions:
             raise _unknown()
         return ACTIVE if answer["active"] else REVOKED
 
-    def _exchange(self, personal_token: str) -> str:
+    def _exchange(self, personal_token: str) -> tuple[str, bool]:
+        """What it is traded for, and whether that was traded just now."""
         if not _PERSONAL_TOKEN.fullmatch(personal_token):
             raise _not_valid()
-        # The key is a digest, so whoever reads Redis can't use what they find for longer than its minute.
-        key = f"exchange:{hashlib.sha256(personal_token.encode()).hexdigest()}"
-        token = self._cache.find(key)
-        if token is None:
-            status, answer = self._ask("/internal/tokens/exchange", {"token": personal_token})
-            if status == HTTPStatus.UNAUTHORIZED:
-                raise _not_valid()
-            if status != HTTPStatus.OK or not isinstance(answer.get("token"), str):
-                raise _unknown()
-            token = str(answer["token"])
-            self._cache.store(key, token, seconds=EXCHANGE_SECONDS)
+        token = self._cache.find(_exchange_key(personal_token))
+        return (self._exchange_anew(personal_token), True) if token is None else (token, False)
+
+    def _exchange_anew(self, personal_token: str) -> str:
+        status, answer = self._ask("/internal/tokens/exchange", {"token": personal_token})
+        if status == HTTPStatus.UNAUTHORIZED:
+            raise _not_valid()
+        if status != HTTPStatus.OK or not isinstance(answer.get("token"), str):
+            raise _unknown()
+        token = str(answer["token"])
+        self._cache.store(_exchange_key(personal_token), token, seconds=EXCHANGE_SECONDS)
         return token
 
     def _ask(self, path: str, question: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -100,6 +112,11 @@ class Sessions:
         except (BadGateway, GatewayTimeout, Unavailable) as error:
             raise _unknown() from error
         return status, answer if isinstance(answer, dict) else {}
+
+
+def _exchange_key(personal_token: str) -> str:
+    # A digest, so that whoever reads Redis can't use what they find for longer than its minute.
+    return f"exchange:{hashlib.sha256(personal_token.encode()).hexdigest()}"
 
 
 def _not_valid() -> Unauthorized:

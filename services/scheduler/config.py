@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from environs import Env, validate
 
-from libs.common.config import Secret, read_environment, read_log_level, read_secret
+from libs.common.config import Secret, read_environment, read_log_level, read_secret, read_secret_url
+from libs.common.postgres import read_database_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +45,8 @@ def read_http_config(env: Env) -> HttpConfig:
     return HttpConfig(
         environment=read_environment(env),
         log_level=read_log_level(env),
-        database_url=read_secret(env, "DATABASE_URL"),
-        redis_url=read_secret(env, "REDIS_URL"),
+        database_url=read_database_url(env, "DATABASE_URL"),
+        redis_url=read_secret_url(env, "REDIS_URL", "redis", "rediss", "unix"),
         users_url=env.str("USERS_URL", validate=validate.URL(require_tld=False)),
         internal_token=read_secret(env, "INTERNAL_TOKEN"),
         token_issuer=env.str("TOKEN_ISSUER", "task-runner"),
@@ -60,9 +61,9 @@ def read_loops_config(env: Env) -> LoopsConfig:
     return LoopsConfig(
         environment=read_environment(env),
         log_level=read_log_level(env),
-        database_url=read_secret(env, "DATABASE_URL"),
-        redis_url=read_secret(env, "REDIS_URL"),
-        broker_url=read_secret(env, "BROKER_URL"),
+        database_url=read_database_url(env, "DATABASE_URL"),
+        redis_url=read_secret_url(env, "REDIS_URL", "redis", "rediss", "unix"),
+        broker_url=read_secret_url(env, "BROKER_URL", "amqp", "amqps"),
         users_url=env.str("USERS_URL", validate=validate.URL(require_tld=False)),
         internal_token=read_secret(env, "INTERNAL_TOKEN"),
         health_port=env.int("HEALTH_PORT", 8004, validate=validate.Range(1, 65_535)),

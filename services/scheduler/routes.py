@@ -28,7 +28,7 @@ _SECURITY: list[dict[str, list[str]]] = [{"bearer": []}]
 
 
 def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:
-    routes = ApiBlueprint("tasks", __name__, description="Containers to run, now or at a set time.")
+    routes = ApiBlueprint("tasks", __name__, description="Containers to run, now or at a set time")
 
     def identify() -> Identity:
         return require_identity(verifier, request)
@@ -38,7 +38,7 @@ def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:
     @routes.arguments(NewTaskSchema())
     @routes.response(201, TaskSchema)
     def create_task(fields: dict[str, Any]) -> tuple[dict[str, Any], int, dict[str, str]]:
-        """Create a task."""
+        """Create a task"""
         task = tasks.create(g.identity, fields, request_id=g.request_id)
         return task, 201, {"Location": f"/api/tasks/{task['id']}"}
 
@@ -47,21 +47,21 @@ def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:
     @routes.arguments(TaskQuerySchema(), location="query")
     @routes.response(200, TaskPageSchema)
     def list_tasks(query: dict[str, Any]) -> Page:
-        """List tasks, newest first: one's own; for an admin everybody's."""
+        """List tasks, newest first: one's own; for an admin everybody's"""
         return tasks.list_page(g.identity, query)
 
     @routes.get("/api/tasks/<task_id>", parameters=_TASK_ID)
     @routes.doc(security=_SECURITY, operationId="getTask")
     @routes.response(200, TaskSchema)
     def get_task(task_id: str) -> dict[str, Any]:
-        """Get a task."""
+        """Get a task"""
         return tasks.get(g.identity, _task_id(task_id))
 
     @routes.delete("/api/tasks/<task_id>", parameters=_TASK_ID)
     @routes.doc(security=_SECURITY, operationId="deleteTask")
     @routes.response(204)
     def delete_task(task_id: str) -> None:
-        """Stop a task if it runs, and remove it."""
+        """Stop a task if it runs, and remove it"""
         tasks.delete(g.identity, _task_id(task_id))
 
     @routes.post("/api/tasks/<task_id>/cancel", parameters=_TASK_ID)
@@ -69,7 +69,7 @@ def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:
     @routes.response(202, TaskSchema)
     @routes.alt_response(200, schema=TaskSchema, description="It had ended already.")
     def cancel_task(task_id: str) -> tuple[dict[str, Any], int]:
-        """Stop a task and keep it."""
+        """Stop a task and keep it"""
         task, is_changed = tasks.cancel(g.identity, _task_id(task_id))
         return task, 202 if is_changed else 200
 
@@ -77,7 +77,7 @@ def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:
     @routes.doc(security=_SECURITY, operationId="listRuns")
     @routes.response(200, RunsSchema)
     def list_runs(task_id: str) -> dict[str, Any]:
-        """List a task's runs, newest first."""
+        """List a task's runs, newest first"""
         return {"items": tasks.list_runs(g.identity, _task_id(task_id))}
 
     @routes.get("/api/tasks/<task_id>/logs", parameters=_TASK_ID)
@@ -85,7 +85,7 @@ def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:
     @routes.arguments(LogQuerySchema(), location="query")
     @routes.response(200, {"type": "string", "format": "binary"}, content_type="text/plain")
     def get_logs(query: dict[str, Any], task_id: str) -> Response:
-        """Read what a run printed, as plain text, byte for byte."""
+        """Read what a run printed, as plain text, byte for byte"""
         data = tasks.read_log(
             g.identity,
             _task_id(task_id),

@@ -123,18 +123,31 @@ class NewTaskSchema(BaseSchema):
         validate=[validate.Length(min=1), TextBytes(MAX_ARGUMENT_BYTES)],
         metadata={"description": "One word of the command line: never split, no shell.", "example": "echo"},
     )
-    args = fields.List(_argument(), load_default=list, validate=validate.Length(max=MAX_ARGUMENTS))
+    args = fields.List(
+        _argument(),
+        load_default=list,
+        validate=validate.Length(max=MAX_ARGUMENTS),
+        metadata={"description": "The words after the command, as they are."},
+    )
     entrypoint = fields.List(
-        _argument(), load_default=None, allow_none=True, validate=validate.Length(min=1, max=MAX_ARGUMENTS)
+        _argument(),
+        load_default=None,
+        allow_none=True,
+        validate=validate.Length(min=1, max=MAX_ARGUMENTS),
+        metadata={"description": "In the place of the image's own."},
     )
     environment = fields.Dict(
         keys=Text(validate=_check_variable_name),
         values=Text(validate=TextBytes(MAX_VARIABLE_BYTES)),
         load_default=dict,
         validate=AtMost(MAX_VARIABLES),
-        metadata={"maxProperties": MAX_VARIABLES},
+        metadata={"maxProperties": MAX_VARIABLES, "description": "Values arrive byte for byte."},
     )
-    scheduled_at = Timestamp(load_default=None, allow_none=True)
+    scheduled_at = Timestamp(
+        load_default=None,
+        allow_none=True,
+        metadata={"description": "When to start; without it now. At most 60 s ago, at most 5 years ahead."},
+    )
     name = Text(load_default=None, allow_none=True, validate=validate.Length(1, MAX_NAME))
     labels = fields.Dict(
         keys=Text(validate=[validate.Length(1, MAX_NAME), _check_label_key]),
@@ -143,9 +156,17 @@ class NewTaskSchema(BaseSchema):
         validate=AtMost(MAX_LABELS),
         metadata={"maxProperties": MAX_LABELS},
     )
-    priority = Whole(load_default=5, validate=validate.Range(0, 9))
-    timeout_seconds = Whole(load_default=3600, validate=validate.Range(1, MAX_TIMEOUT_SECONDS))
-    stop_grace_seconds = Whole(load_default=10, validate=validate.Range(0, MAX_STOP_GRACE_SECONDS))
+    priority = Whole(load_default=5, validate=validate.Range(0, 9), metadata={"description": "9 goes first."})
+    timeout_seconds = Whole(
+        load_default=3600,
+        validate=validate.Range(1, MAX_TIMEOUT_SECONDS),
+        metadata={"description": "Limit on the run; pulling the image doesn't count."},
+    )
+    stop_grace_seconds = Whole(
+        load_default=10,
+        validate=validate.Range(0, MAX_STOP_GRACE_SECONDS),
+        metadata={"description": "From SIGTERM to SIGKILL."},
+    )
     resources = fields.Nested(ResourcesSchema, load_default=lambda: {"pids": DEFAULT_PIDS})
     network = Text(load_default=Network.EGRESS, validate=validate.OneOf(list(Network)))
     user_id = Identifier(load_default=None, allow_none=True, metadata={"description": "Admins only."})

@@ -35,7 +35,7 @@ class SweepConfig:
     """`tick`: between two looks at what must be published again. `slow_tick`: between two of everything else, but
     `measure_tick` for the gauges, since counting a million waiting tasks takes a while.
 
-    `executor_silence`: after which an engine is given up (EXECUTOR_LOST_SECONDS). `deletions_overlap`: how far
+    `executor_silence`: after which an engine is given up. `deletions_overlap`: how far
     back each look at the deleted users goes beyond the one before.
     """
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from environs import Env, EnvError, validate
 
 from libs.common.config import DEVELOPMENT_KEY_ID, Secret, read_environment, read_log_level, read_secret
+from libs.common.postgres import read_database_url
 from services.users.emails import email_key
 from services.users.passwords import MAX_BYTES, MIN_BYTES
 
@@ -47,7 +48,7 @@ def read_config(env: Env) -> UsersConfig:
     return UsersConfig(
         environment=read_environment(env),
         log_level=read_log_level(env),
-        database_url=read_secret(env, "DATABASE_URL"),
+        database_url=read_database_url(env, "DATABASE_URL"),
         internal_token=read_secret(env, "INTERNAL_TOKEN"),
         keys_dir=env.path("KEYS_DIR", Path("/app/zarf/keys")),
         active_kid=env.str("AUTH_ACTIVE_KID", DEVELOPMENT_KEY_ID, validate=validate.Length(min=1)),

@@ -6,7 +6,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
-from flask import Response
 
 from libs.common.openapi import ApiBlueprint
 from libs.common.paging import Page, to_page
@@ -57,11 +56,10 @@ def create_personal_token_routes(*, pool: Pool, verifier: TokenVerifier) -> ApiB
     @routes.delete("/api/users/me/tokens/<uuid:token_id>")
     @guards.user
     @routes.response(204)
-    def delete_token(token_id: UUID, *, caller: Identity) -> Response:
+    def delete_token(token_id: UUID, *, caller: Identity) -> None:
         """End a personal access token"""
         in_transaction(pool, lambda c: personal_tokens.delete(c, token_id, caller=caller))
         log.info("personal_token_deleted", user_id=str(caller.user_id), token_id=str(token_id))
-        return Response(status=204)
 
     return routes
 

@@ -7,7 +7,6 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from flask import Response
 
 from libs.common.openapi import ApiBlueprint
 from libs.common.paging import Page, to_page
@@ -98,11 +97,10 @@ def _add_changing(routes: ApiBlueprint, guards: Guards, pool: Pool, passwords: P
     @routes.delete("/api/users/<uuid:user_id>")
     @guards.user
     @routes.response(204)
-    def delete_user(user_id: UUID, *, caller: Identity) -> Response:
+    def delete_user(user_id: UUID, *, caller: Identity) -> None:
         """Delete a user (self, admin); their waiting tasks are cancelled"""
         in_transaction(pool, lambda c: accounts.delete(c, user_id, caller=caller))
         log.info("user_deleted", user_id=str(user_id), caller_id=str(caller.user_id))
-        return Response(status=204)
 
 
 def _changeable(body: Body) -> list[str]:

@@ -7,7 +7,6 @@ from typing import Any
 from uuid import uuid4
 
 import structlog
-from flask import Response
 
 from libs.common.clock import utc_now
 from libs.common.openapi import ApiBlueprint
@@ -119,8 +118,7 @@ def _add_going_on(routes: ApiBlueprint, guards: Guards, pool: Pool, tokens: Toke
     @routes.post("/api/users/logout")
     @guards.user
     @routes.response(204)
-    def log_out(*, caller: Identity) -> Response:
+    def log_out(*, caller: Identity) -> None:
         """End the session of this token"""
         in_transaction(pool, lambda c: sessions.log_out(c, caller))
         log.info("user_logged_out", user_id=str(caller.user_id), session_id=str(caller.session_id))
-        return Response(status=204)

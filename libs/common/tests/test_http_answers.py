@@ -131,6 +131,7 @@ def test_unknown_paths_and_methods_are_problem_documents(client: FlaskClient):
 
     assert [answer.status_code for answer in answers] == [404, 405, 404]
     assert all(answer.content_type == "application/problem+json" for answer in answers)
+    assert answers[0].get_json()["detail"] == "There is nothing at this path."
 
 
 @pytest.mark.parametrize("path", ["/api/things", "/api/things/"])

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -87,13 +88,16 @@ def test_a_guard_that_fails_says_why(monkeypatch: pytest.MonkeyPatch):
 class Site:
     """A guarded task network beside a control network with a published server on it."""
 
-    def __init__(self, client: docker.DockerClient) -> None:
+    def __init__(self, client: docker.DockerClient, cleanup: ExitStack) -> None:
         self._client = client
+        self._cleanup = cleanup
         self._name = f"guard-test-{uuid.uuid4().hex[:8]}"
         self.settings = make_settings(instance=self._name, network=f"{self._name}-tasks")
         self._runtime = DockerRuntime(DOCKER_HOST)
-        self._containers: list[Any] = []
+        self._cleanup.callback(remove_rules, client, self._name)
+        self._cleanup.callback(self._remove_task_network)
         self._control = client.networks.create(f"{self._name}-control", driver="bridge")
+        self._cleanup.callback(self._control.remove)
         self.server = self._start(
             ["sh", "-c", "echo inside > index.html && httpd -f -p 8000"],
             network=self._control.name,
@@ -149,17 +153,13 @@ class Site:
         chains = (f"{tag}-IN", f"{tag}-FW", "INPUT", "DOCKER-USER")
         return run_on_host(self._client, "; ".join(f"iptables -S {chain} | grep -i {tag}" for chain in chains))
 
-    def close(self) -> None:
-        for container in self._containers:
-            container.remove(force=True)
-        remove_rules(self._client, self._name)
-        self._control.remove()
+    def _remove_task_network(self) -> None:
         for network in self._client.networks.list(names=[self.settings.network]):
             network.remove()
 
     def _start(self, command: list[str], **options: Any) -> Any:
         container = self._client.containers.run("busybox", command, detach=True, cap_drop=["ALL"], **options)
-        self._containers.append(container)
+        self._cleanup.callback(container.remove, force=True)
         container.reload()
         return container
 
@@ -171,9 +171,8 @@ class Site:
 
 @pytest.fixture
 def site(engine: docker.DockerClient) -> Iterator[Site]:
-    site = Site(engine)
-    yield site
-    site.close()
+    with ExitStack() as cleanup:
+        yield Site(engine, cleanup)
 
 
 @pytest.mark.component

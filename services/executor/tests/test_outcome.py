@@ -24,6 +24,8 @@ def test_exit_code_zero_is_completed():
         ({"exit_code": 3}, "boom\n", None, "exit_nonzero", "boom"),
         ({"exit_code": 3}, "", None, "exit_nonzero", "nothing on stderr"),
         ({"exit_code": 137}, "", None, "exit_nonzero", "SIGKILL"),
+        ({"exit_code": 139}, "", None, "exit_nonzero", "SIGSEGV"),
+        ({"exit_code": 255}, "", None, "exit_nonzero", "exit code 255."),
         ({"exit_code": 137, "oom_killed": True}, "", None, "oom_killed", "memoryMb"),
         ({"exit_code": 1, "oom_killed": True}, "", None, "oom_killed", "32 MB"),
         ({"exit_code": 143}, "", "timeout", "timeout", "7 s"),
@@ -78,6 +80,12 @@ def test_a_cancelled_run_is_cancelled_however_it_ended():
 )
 def test_what_the_engine_refuses_has_its_reason(error, reason):
     assert decide_start_failure(error).reason == reason
+
+
+def test_more_cores_than_the_engine_has_are_named_by_their_field():
+    error = rt.EngineRefused("Range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available")
+
+    assert "Lower resources.cpus." in str(decide_start_failure(error).error_msg)
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,16 @@ function describeType(api, schema) {
   if (found.type === "array") return `list of ${describeType(api, found.items ?? {})}`;
   if (found.type === "object" && found.additionalProperties?.type) return `map of ${found.additionalProperties.type}`;
   const alternatives = found.oneOf ?? found.anyOf ?? found.allOf;
-  if (alternatives) return alternatives.map((part) => describeType(api, part)).join(" | ");
+  if (alternatives) return describeAlternatives(api, alternatives);
   const type = found.format ? `${found.type} (${found.format})` : (found.type ?? name ?? "any");
   return found.nullable ? `${type} | null` : type;
+}
+
+/** An object that may be null is written as the object's schema beside one that allows nothing but null. */
+function describeAlternatives(api, parts) {
+  const isNull = (part) => part.nullable && !part.$ref && !part.properties;
+  const named = parts.filter((part) => !isNull(part)).map((part) => describeType(api, part));
+  return [...named, ...(parts.some(isNull) ? ["null"] : [])].join(" | ");
 }
 
 function describeLimits(found) {
@@ -38,7 +45,7 @@ function describeLimits(found) {
   add("maximum", (value) => `≤ ${value}`);
   add("minLength", (value) => `at least ${value} characters`);
   add("maxLength", (value) => `at most ${value} characters`);
-  add("maxItems", (value) => `at most ${value}`);
+  add("maxItems", (value) => `at most ${value} of them`);
   add("pattern", (value) => `like ${value}`);
   add("default", (value) => `default ${JSON.stringify(value)}`);
   return limits.join(", ");
@@ -50,7 +57,7 @@ function row(api, name, schema, { required, place, description }) {
     el("td", {}, el("code", {}, name), required ? el("span", { class: "required", title: "required" }, " *") : null),
     el("td", {}, place ?? ""),
     el("td", {}, describeType(api, schema)),
-    el("td", {}, [description ?? found.description, describeLimits(found)].filter(Boolean).join("; ")));
+    el("td", {}, [(description ?? found.description)?.replace(/\.$/, ""), describeLimits(found)].filter(Boolean).join("; ")));
 }
 
 function table(...rows) {

@@ -207,6 +207,47 @@ def test_a_request_line_that_is_no_url_is_malformed(gateway):
         assert send_raw(gateway, f"GET /api/tasks?{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode()).status == 400
 
 
+@pytest.mark.parametrize(
+    ("request_line", "more", "status"),
+    [
+        ("GET /é HTTP/1.1", "", 400),
+        ("GET /x", "", 400),
+        (f"GET /{'x' * 9000} HTTP/1.1", "", 414),
+        ("GET /x HTTP/1.1", f"A: {'x' * 9000}\r\n", 431),
+        ("POST /x HTTP/1.1", "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n", 400),
+    ],
+)
+def test_what_is_no_request_is_answered_by_a_problem_too(gateway, request_line: str, more: str, status: int):
+    response = send_raw(gateway, f"{request_line}\r\nHost: x\r\n{more}\r\n".encode())
+
+    problem = json.loads(response.body)  # type: ignore[attr-defined]
+    assert (response.status, problem["status"], problem["code"]) == (status, status, "malformed_request")
+    assert response.getheader("Content-Type") == "application/problem+json"
+    assert response.getheader("X-Request-Id") == problem["requestId"]
+
+
+@pytest.mark.parametrize(
+    ("length", "body"),
+    [
+        ("Content-Length: 3", b"{}"),
+        ("Transfer-Encoding: chunked", b"zz\r\n{}\r\n0\r\n\r\n"),
+        ("Transfer-Encoding: chunked", b"2\r\n{}\r\n"),
+    ],
+)
+def test_a_body_that_breaks_off_is_not_passed_on(
+    gateway, services: StubServices, caller, length: str, body: bytes
+):
+    head = f"POST /api/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: {caller['Authorization']}\r\n{length}\r\n\r\n"
+    with connect(gateway) as connection:
+        connection.sendall(head.encode() + body)
+        connection.shutdown(socket.SHUT_WR)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+
+        assert (response.status, json.load(response)["code"]) == (400, "malformed_request")
+    assert services.to("/api/tasks") == []
+
+
 def test_a_body_over_the_limit_is_refused_by_its_length(gateway, services: StubServices, caller):
     response = requests.post(f"{gateway}/api/tasks", headers=caller, data=b"x" * 4 * 1024 * 1024)
 

@@ -191,6 +191,28 @@ def test_a_deleted_personal_access_token_is_refused_within_five_seconds(
     wait_until(lambda: call(gateway, personal).status_code == 401, seconds=5)
 
 
+def test_a_personal_access_token_is_traded_anew_when_a_new_role_has_ended_what_it_was_traded_for(
+    gateway, services: StubServices, tokens: TokenMaker
+):
+    session = "5f0c2a5e-0a3f-4d0c-9a7e-3c8a35a1a7f4"
+    personal, after = f"trp_{unique('personal-token')}", tokens.make()
+    services.personal_tokens[personal] = tokens.make(sid=session)
+    assert call(gateway, personal).status_code == 200
+
+    services.personal_tokens[personal] = after
+    services.ended_sessions.add(session)
+
+    statuses: set[int] = set()
+
+    def is_traded_anew() -> bool:
+        statuses.add(call(gateway, personal).status_code)
+        return len(services.to("/internal/tokens/exchange")) == 2
+
+    wait_until(is_traded_anew, seconds=5)
+    assert statuses == {200}
+    assert services.last.header("Authorization") == f"Bearer {after}"
+
+
 def test_a_key_that_appears_later_is_found(gateway, services: StubServices, tokens: TokenMaker):
     other = TokenMaker()
     other.kid = unique("kid")
@@ -235,6 +257,21 @@ def test_a_redis_that_does_not_answer_costs_one_request_a_moment_and_is_used_aga
         assert statuses == [200] * 10
         assert elapsed < 1.5
         wait_until(lambda: _asked_once_for_two_calls(gateway, services, tokens), seconds=5)
+
+
+def test_health_says_that_redis_is_away_although_nothing_else_was_asked_of_it(
+    services: StubServices, redis_switch: Switch
+):
+    with running_gateway(services, f"redis://127.0.0.1:{redis_switch.port}/0") as gateway:
+        redis_switch.cut()
+
+        report = requests.get(f"{gateway}/api/health", timeout=5).json()
+
+        assert report["services"]["gateway"] == {
+            "status": "degraded",
+            "latencyMs": 0.0,
+            "checks": {"redis": {"status": "down"}},
+        }
 
 
 def _asked_once_for_two_calls(gateway: str, services: StubServices, tokens: TokenMaker) -> bool:

@@ -46,7 +46,7 @@ def test_a_connection_that_the_service_closed_meanwhile_costs_nothing(upstream: 
 
     services.answers["/api/tasks/1"] = close_after
     for _ in range(3):
-        response = upstream.send(Call("POST", "/api/tasks/1"))
+        response = upstream.send(Call("GET", "/api/tasks/1"))
         assert response.read() == b"{}"
 
     assert len(services.received) == 3

@@ -62,6 +62,8 @@ def test_a_missing_setting_is_named(environment, capsys, read, name):
     ("name", "value"),
     [
         ("USERS_URL", "users"),
+        ("DATABASE_URL", "scheduler@postgres/x"),
+        ("REDIS_URL", "redis:6379"),
         ("MAX_TASK_CPUS", "0"),
         ("MAX_TASK_CPUS", "many"),
         ("MAX_TASK_MEMORY_MB", "1"),
@@ -76,6 +78,17 @@ def test_a_wrong_setting_is_named(environment, capsys, name, value):
         load_config(read_http_config)
 
     assert name in capsys.readouterr().err
+
+
+def test_a_broker_of_another_kind_is_named(environment, capsys):
+    environment.setenv("BROKER_URL", "http://user:hush@rabbitmq")
+
+    with pytest.raises(SystemExit):
+        load_config(read_loops_config)
+
+    printed = capsys.readouterr().err
+    assert "BROKER_URL" in printed
+    assert "hush" not in printed
 
 
 def test_the_defaults_limit_a_task_as_the_api_does_and_allow_every_image(environment):

@@ -51,6 +51,7 @@ def test_a_missing_setting_ends_the_process_with_one_line_that_names_it(monkeypa
     [
         ("ENVIRONMENT", "staging"),
         ("LOG_LEVEL", "loud"),
+        ("DATABASE_URL", "users:hush@localhost/db"),
         ("ADMIN_EMAIL", "nobody"),
         ("ADMIN_PASSWORD", "short"),
         ("ADMIN_PASSWORD", "é" * 37),
