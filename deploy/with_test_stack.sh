@@ -2,6 +2,7 @@
 # Runs a command beside a fresh system of its own, and takes that down again. Usage: with_test_stack.sh COMMAND…
 #   TEST_PROJECT, TEST_PORT     its name and port, `task-runner-test` on 18000 unless given; its settings are in
 #                               deploy/.env.NAME, NAME being the project's without `task-runner-`
+#   TASKRUNNER_IMAGE            another name for the app image, when several clones test on one machine
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)

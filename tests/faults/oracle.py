@@ -1,7 +1,7 @@
 """What really happened to task containers, by the engine's own events, whatever the system believes.
 
-The journal listens while faults go on; the findings are computed from it afterwards. A task's container has the
-task's id for its name, and its run's id in a label (docs/task-model.md, Safety).
+The journal listens while faults go on; the findings are computed from it afterwards. It goes by labels and not by
+the container's name, so that it also sees what a system does that names them otherwise.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def read_event(fields: Mapping[str, Any]) -> Event:
     return Event(
         at_nanoseconds=fields["timeNano"],
         action=fields["Action"],
-        task_id=actor["Attributes"]["name"],
+        task_id=actor["Attributes"][LABEL_TASK],
         run_id=actor["Attributes"][LABEL_RUN],
         container_id=actor["ID"],
         maker=actor["Attributes"][LABEL_EXECUTOR],

@@ -1,0 +1,94 @@
+"""Restarts in order, one part at a time, under a light load: nobody notices.
+
+Two of each service that answers requests. The gateway isn't among them: it has one published port, and two of it
+need a proxy in front.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.work import Client
+from tests.integration.client import User, shell, sign_up
+from tests.integration.polling import wait_until
+from tests.integration.stack import Stack
+
+pytestmark = pytest.mark.faults
+
+CLIENTS = 4
+SERVED = ("scheduler", "users")
+
+
+@pytest.fixture(scope="module")
+def two_of_each(stack: Stack) -> Iterator[None]:
+    for service in SERVED:
+        stack.scale(service, 2)
+    wait_until(lambda: _all_answer(stack), what="both of each answered", seconds=40.0, every=0.5)
+    yield
+    for service in SERVED:
+        stack.scale(service, 1)
+    stack.wait_until_ready(executors=3)
+
+
+@pytest.fixture
+def user(stack: Stack) -> User:
+    return sign_up(stack.url)
+
+
+class Load:
+    """A few clients that read, and create tasks, one request after the other."""
+
+    def __init__(self, stack: Stack, user: User) -> None:
+        self.client = Client(stack.url, user.api.token)
+        self.created: list[str] = []
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(CLIENTS)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(60.0)
+
+    def _work(self) -> None:
+        count = 0
+        while not self._stopping.wait(0.1):
+            count += 1
+            if count % 10 == 0:
+                response = self.client.call("POST", "/api/tasks/", json=shell("sleep 1"))
+                if response is not None:
+                    self.created.append(response.json()["id"])
+            else:
+                self.client.call("GET", "/api/tasks/?limit=1")
+
+
+@pytest.mark.parametrize("service", [*SERVED, "scheduler-loops", "executor"])
+def test_no_request_fails_while_a_service_is_restarted_one_by_one(
+    stack: Stack, user: User, two_of_each: None, service: str
+):
+    with Load(stack, user) as load:
+        for container in stack.containers(service):
+            container.restart(timeout=40)
+            wait_until(lambda: _all_answer(stack), what=f"{container.name} was back", seconds=40.0, every=0.5)
+
+    assert set(load.client.answers) <= {"200", "201"}, load.client.answers
+    for task_id in load.created:
+        user.api.wait_for(task_id, "completed", seconds=60.0)
+        assert len(user.api.list_runs(task_id)) == 1
+
+
+def _all_answer(stack: Stack) -> bool:
+    """By each container's own probe, asked now."""
+    ports = {"scheduler": 8002, "users": 8001, "scheduler-loops": 8004, "executor": 8003}
+    return all(
+        container.exec_run(["python3", "-I", "-S", "deploy/healthcheck.py", str(port)]).exit_code == 0
+        for service, port in ports.items()
+        for container in stack.containers(service)
+    )
