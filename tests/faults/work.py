@@ -18,9 +18,9 @@ from tests.integration.client import TERMINAL, Api, Json, in_seconds, shell
 
 # What a client is to try again; any other answer than these and the good ones is a finding.
 RETRY = (502, 503, 504)
-CALL_SECONDS = 30.0
 PAUSE_SECONDS = 0.5
 SUBMITTERS = 8
+LONG_SECONDS = 15.0
 WATCH_SECONDS = 3.0
 PROBE_SECONDS = 0.25
 
@@ -54,18 +54,30 @@ class Accepted:
 
 
 def plan_orders(rng: random.Random, *, count: int, seconds: float) -> Sequence[Order]:
-    """In order of time. Pure. One in ten fails by itself, one in five is due later."""
+    """In order of time. Pure. One in ten fails by itself, one in five is due later.
+
+    One in fifteen takes long, so that something runs whatever dies when.
+    """
     times = sorted(rng.uniform(0.0, seconds) for _ in range(count))
     return [
         Order(
             number=number,
             at=at,
-            sleep_seconds=0.0 if rng.random() < 0.25 else round(rng.uniform(0.0, 5.0), 1),
+            sleep_seconds=_pick_seconds(rng),
             due_in_seconds=round(rng.uniform(2.0, 15.0), 1) if rng.random() < 0.2 else 0.0,
             exit_code=3 if rng.random() < 0.1 else 0,
         )
         for number, at in enumerate(times)
     ]
+
+
+def _pick_seconds(rng: random.Random) -> float:
+    kind = rng.random()
+    if kind < 1 / 4:
+        return 0.0
+    if kind > 14 / 15:
+        return LONG_SECONDS
+    return round(rng.uniform(0.0, 5.0), 1)
 
 
 class Client:
