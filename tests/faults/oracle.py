@@ -54,7 +54,7 @@ class Interval:
         return 0.0 if self.ended is None else (self.ended - self.began) / NANOSECONDS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Findings:
     """`overlaps` are pairs of intervals of one task that touch; `restarts` are runs that were started twice."""
 

@@ -73,7 +73,7 @@ class Settings:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Storm:
     """All that was seen. `tasks` are the user's at the end, also such as were made by a try without an answer."""
 
