@@ -46,7 +46,7 @@ docker-pull: ## Fetch the official images anew, where a registry is in reach
 	@deploy/images.sh --pull
 
 env: ## Write deploy/.env with random passwords, once
-	@[ -f deploy/.env ] || python3 -m deploy.recovery task-runner deploy/.env 2>/dev/null || true
+	@[ -f deploy/.env ] || python3 -m deploy.recovery $${COMPOSE_PROJECT_NAME:-task-runner} deploy/.env 2>/dev/null || true
 	@python3 -m deploy.environment deploy/.env
 
 keys: ## Make a signing key: make keys KID=2027-01
