@@ -6,6 +6,8 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 readonly PROJECT=task-runner-test
 export ENV_FILE=$here/.env.test
+# It would win over the name in the settings.
+unset COMPOSE_PROJECT_NAME
 
 # One at a time on a machine, whatever the clone: the name and the port are the same.
 exec 9>"/tmp/task-runner-test.$(id -u).lock"
