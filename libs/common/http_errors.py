@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -113,12 +114,17 @@ def _invalid(messages: Any) -> Response:
         title="Unprocessable Content",
         detail="The request has invalid fields; see errors.",
         code="invalid_fields",
-        errors={_text(key): value for key, value in messages.items()},
+        errors=dict(_flatten(messages, ())),
     )
 
 
-def _text(key: Any) -> str:
-    return "body" if key == "_schema" else str(key)
+def _flatten(messages: Any, path: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
+    """Field → messages; a field inside another is named by its path: `resources.cpus`, `args.0`."""
+    if isinstance(messages, dict):
+        for key, inner in messages.items():
+            yield from _flatten(inner, path if key == "_schema" else (*path, str(key)))
+    else:
+        yield ".".join(path) or "body", messages if isinstance(messages, list) else [str(messages)]
 
 
 def _answer_database_down(error: Exception) -> Response:
