@@ -44,7 +44,7 @@ def run(config: LoopsConfig, shutdown: Shutdown) -> None:
             pool=pool,
             dispatcher=dispatcher,
             users=UsersClient(url=config.users_url, token=config.internal_token),
-            config=SweepConfig(),
+            config=SweepConfig(executor_silence=config.executor_lost),
             wake_dispatch=dispatch_loop.wake,
         )
         dispatch = LoopThread(

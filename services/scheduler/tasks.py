@@ -256,6 +256,7 @@ def _to_new_task(fields: dict[str, Any], *, owner: UUID, limits: OperatorLimits,
         memory_mb=resources.get("memory_mb", min(256, limits.memory_mb)),
         pids=resources["pids"],
         network=fields["network"],
+        on_executor_lost=fields["on_executor_lost"],
         request_id=request_id,
     )
     errors = _check_operator_limits(new, limits)
@@ -298,6 +299,7 @@ def _to_view(task: Task, waiting: Waiting | None) -> dict[str, Any]:
         "priority": task.priority,
         "resources": {"cpus": task.cpus, "memory_mb": task.memory_mb, "pids": task.pids},
         "network": task.network,
+        "on_executor_lost": task.on_executor_lost,
         "result": decode_result(task.result),
         "error_msg": task.error_msg,
         "exit_code": task.exit_code,

@@ -170,6 +170,10 @@ UPDATE scheduler.runs r
  WHERE r.id = taken.run_id AND r.status IN ('claimed', 'running', 'stopping')
 RETURNING r.id
 
+-- name: list_live_runs
+SELECT id FROM scheduler.runs
+ WHERE id = ANY (%(run_ids)s) AND status IN ('queued', 'claimed', 'running', 'stopping')
+
 -- name: list_specs
 SELECT t.id AS task_id, r.id AS run_id, t.user_id, r.number, t.image, t.command, t.args, t.entrypoint,
        t.environment, t.timeout_seconds, t.stop_grace_seconds, t.cpus, t.memory_mb, t.pids, t.network,
@@ -200,7 +204,8 @@ ON CONFLICT (name) DO UPDATE
 SELECT name, since, seen_at FROM scheduler.parts ORDER BY name
 
 -- name: lock_lost_runs
--- Engines that were silent for too long, counted only while the scheduler could have heard them.
+-- Engines that were silent for too long, counted only while the scheduler could have heard them. A task that
+-- says hold is waited for, unless nobody wants it any more: then no other run of it will follow.
 SELECT r.id AS run_id, r.task_id, r.number, r.status, r.epoch, r.executor_id, r.boot_id, r.stop_reason,
        r.claimed_at, r.started_at, t.status AS task_status, t.deleted_at IS NOT NULL AS is_deleted, t.lost_count,
        t.due_at, t.scheduled_at > t.created_at + interval '1 second' AS is_scheduled, r.request_id
@@ -211,6 +216,7 @@ SELECT r.id AS run_id, r.task_id, r.number, r.status, r.epoch, r.executor_id, r.
    AND NOT EXISTS (
        SELECT FROM scheduler.executors e
         WHERE e.engine_id = l.engine_id AND e.last_seen_at > now() - %(silence)s)
+   AND (t.on_executor_lost = 'retry' OR r.stop_requested_at IS NOT NULL OR t.deleted_at IS NOT NULL)
    AND pg_postmaster_start_time() < now() - %(silence)s
    AND EXISTS (
        SELECT FROM scheduler.parts
