@@ -25,7 +25,7 @@ from services.executor.metrics import SLOTS, SLOTS_USED
 from services.executor.network_guard import GuardSettings, NetworkGuard
 from services.executor.noop_runtime import NoopRuntime
 from services.executor.prefetch import Prefetcher
-from services.executor.reaper import BUSY_INTERVAL_SECONDS, IDLE_INTERVAL_SECONDS, Reaper
+from services.executor.reaper import Reaper
 from services.executor.runtime import EngineUnavailable, Runtime
 from services.executor.scheduler_client import SchedulerClient
 from services.executor.slots import Duties, Slots
@@ -132,7 +132,7 @@ class Executor:
         sync = self._sync
         assert sync is not None  # noqa: S101  _start came before.
         reaper = Reaper(runtime=self._open_runtime(), sync=sync, instance=self._config.instance)
-        while not self._shutdown.wait(BUSY_INTERVAL_SECONDS if reaper.busy else IDLE_INTERVAL_SECONDS):
+        while not self._shutdown.wait(reaper.pause_seconds):
             try:
                 reaper.run_once()
             except EngineUnavailable as error:

@@ -15,6 +15,10 @@ PHASE_DURATION = Histogram(
 RUNS = Counter("taskrunner_executor_runs_total", "Runs that ended here.", ["outcome", "reason"])
 ADOPTED = Counter("taskrunner_executor_adopted_total", "Runs taken over from an executor that is gone.")
 REAPED = Counter("taskrunner_executor_reaped_total", "Containers removed that no live run owned.")
+LEFTOVERS_STOPPED = Counter(
+    "taskrunner_executor_leftovers_stopped_total",
+    "Running containers that were stopped because no live run owned them.",
+)
 SYNC_DURATION = Histogram(
     "taskrunner_executor_sync_duration_seconds",
     "Time of one request to the scheduler.",

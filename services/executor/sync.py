@@ -37,6 +37,8 @@ LAST_BACKOFF_SECONDS = 5.0
 OUTPUT_BUDGET_BYTES = 5 * CHUNK_BYTES
 RESULTS_BUDGET_BYTES = 288 * 1024
 
+QUESTIONS_AT_ONCE = 200
+
 # Without the scheduler's word an adopter can't know which numbers its predecessor used: it takes its own range.
 SEQUENCES_PER_EPOCH = 1 << 20
 
@@ -91,7 +93,7 @@ class _Request:
     held: Sequence[HeldRun]
     started: Sequence[tuple[HeldRun, StartedReport]]
     finished: Sequence[HeldRun]
-    questions: Sequence[tuple[str, int]]
+    questions: Sequence[str]
     body: JsonObject
 
 
@@ -106,7 +108,7 @@ class Sync:
         self._due = 0.0
         self._claims: dict[str, Claim] = {}
         self._held: dict[tuple[str, int], HeldRun] = {}
-        self._questions: dict[tuple[str, int], bool | None] = {}
+        self._questions: dict[str, bool | None] = {}
         self._succeeded_at: float | None = None
         self._first_success = threading.Event()
         self._ended = False
@@ -166,18 +168,18 @@ class Sync:
         with self._condition:
             self._held.pop(run.key, None)
 
-    def ask_live(self, key: tuple[str, int]) -> bool | None:
-        """Whether the scheduler knows this run with this epoch as live; None until it has answered.
+    def ask_live(self, run_id: str) -> bool | None:
+        """Whether the scheduler knows this run as live, whoever holds it; None until it has answered.
 
         The question goes with the next sync; ask again to see the answer.
         """
         with self._condition:
-            if key not in self._questions:
-                self._questions[key] = None
+            if run_id not in self._questions:
+                self._questions[run_id] = None
                 return None
-            answer = self._questions[key]
+            answer = self._questions[run_id]
             if answer is not None:
-                del self._questions[key]
+                del self._questions[run_id]
             return answer
 
     def wake(self, delay: float = 0.0) -> None:
@@ -255,7 +257,8 @@ class Sync:
         with self._condition:
             claims = list(self._claims.values())
             held = list(self._held.values())
-            questions = [key for key, answer in self._questions.items() if answer is None]
+            asked = [run_id for run_id, answer in self._questions.items() if answer is None]
+            questions = asked[:QUESTIONS_AT_ONCE]
             waiting = [run.started.due for run in held if run.started is not None and run.started.due > now]
             self._due = min([now + (BUSY_INTERVAL_SECONDS if held else IDLE_INTERVAL_SECONDS), *waiting])
         logs = _take_output(held)
@@ -277,9 +280,9 @@ class Sync:
             "reports": [
                 *(started_fields(run, report) for run, report in started),
                 *(finished_fields(run) for run in finished),
-                *({"runId": key[0], "epoch": key[1], "event": "preparing"} for key in questions),
             ],
             "logs": logs,
+            "questions": [{"runId": run_id} for run_id in questions],
         }
         return _Request(
             sent_at=lease_clock(),
@@ -303,6 +306,7 @@ class Sync:
             if run.key in released and not run.settled:
                 self._release(run)
         self._answer_claims(request, answer)
+        self._note_answers(answer)
         self._request_stops(answer)
         for each in answer.get("adopt") or ():
             self._adopt(each, request.sent_at)
@@ -322,10 +326,6 @@ class Sync:
             with self._condition:
                 self._held.pop(run.key, None)
             run.settle()
-        with self._condition:
-            for key in request.questions:
-                if (answer := settled.get((*key, "preparing"))) is not None:
-                    self._questions[key] = bool(answer["accepted"])
 
     def _release(self, run: HeldRun) -> None:
         log.warning("run_released", **run.log_ids, epoch=run.epoch)
@@ -347,6 +347,12 @@ class Sync:
             with self._condition:
                 self._claims.pop(each["runId"], None)
             claim.answered.set()
+
+    def _note_answers(self, answer: JsonObject) -> None:
+        with self._condition:
+            for each in answer.get("answers") or ():
+                if each["runId"] in self._questions:
+                    self._questions[each["runId"]] = bool(each["live"])
 
     def _request_stops(self, answer: JsonObject) -> None:
         for each in answer.get("stop") or ():

@@ -320,13 +320,27 @@ def test_the_reapers_question_is_answered_with_the_next_sync(bench: Bench):
     row = bench.scheduler.add()
     bench.claim(row)
     run_id = row.task["runId"]
+    unknown = "00000000-0000-0000-0000-000000000000"
 
-    assert bench.sync.ask_live((run_id, 1)) is None
-    assert bench.sync.ask_live((run_id, 9)) is None
+    assert bench.sync.ask_live(run_id) is None
+    assert bench.sync.ask_live(unknown) is None
     bench.sync.run_once()
 
-    assert bench.sync.ask_live((run_id, 1)) is True
-    assert bench.sync.ask_live((run_id, 9)) is False
+    assert bench.sync.ask_live(run_id) is True
+    assert bench.sync.ask_live(unknown) is False
+
+
+def test_a_question_whose_answer_was_lost_stays_open(bench: Bench):
+    run_id = bench.scheduler.add().task["runId"]
+    bench.sync.ask_live(run_id)
+    bench.lose_answer = True
+    with pytest.raises(SchedulerAway):
+        bench.sync.run_once()
+
+    assert bench.sync.ask_live(run_id) is None
+    bench.lose_answer = False
+    bench.sync.run_once()
+    assert bench.sync.ask_live(run_id) is True
 
 
 def test_images_to_fetch_are_passed_on(bench: Bench):
