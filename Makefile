@@ -11,7 +11,7 @@ COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hash
 ARGS :=
 
 ##@ Try and run
-.PHONY: demo up down clean logs scale
+.PHONY: demo up down clean logs scale dead-letters
 
 demo: ## Bring everything up, run a few tasks as a new user and show what they print
 	@deploy/up.sh
@@ -32,6 +32,9 @@ logs: ## Follow the logs of all services
 
 scale: ## Run N executors: make scale N=3
 	@deploy/scale.sh "$(N)"
+
+dead-letters: ## Show the messages that nobody could read; REPLAY=1 puts them back onto the queue
+	@deploy/compose.sh exec -T scheduler-loops python -m libs.common.dead_letters $(if $(REPLAY),--replay)
 
 ##@ Prepare
 .PHONY: build docker-pull env keys
