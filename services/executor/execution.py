@@ -37,6 +37,10 @@ ENGINE_STOP_SECONDS = 20.0
 # After a crash a daemon that comes back ends what it finds running; that takes it a moment.
 ENGINE_RECOVERY_SECONDS = 30.0
 
+# A container that can't be created, whatever the engine says or doesn't say to it, must not be tried for ever.
+FRUITLESS_TRIES = 5
+FRUITLESS_PAUSE_SECONDS = 1.0
+
 STOPPED_BEFORE_START = Outcome("cancelled")
 
 
@@ -75,6 +79,7 @@ class Execution:
         self._tools = tools
         self._runtime = tools.runtime
         self._gap_began: datetime | None = None
+        self._fruitless = 0
         self._attached: Iterator[tuple[rt.Stream, bytes]] | None = None
 
     def execute(self) -> None:
@@ -144,18 +149,32 @@ class Execution:
             except rt.ImageMissing as error:
                 if pulled:
                     raise _Ended(decide_start_failure(error)) from error
-                self._pull()
-                pulled = True
+                pulled = self._pull()
             except rt.NameTaken:
                 if (container_id := self._find_created()) is not None:
                     return container_id
-            except rt.EngineUnavailable as error:
+            except (rt.EngineUnavailable, rt.EngineFault) as error:
                 # It may have been created all the same; the next try finds its name taken then.
-                self._wait_engine(error)
+                self._count_fruitless(error)
             except (rt.InvalidReference, rt.CommandRefused, rt.EngineRefused) as error:
                 raise _Ended(decide_start_failure(error)) from error
 
-    def _pull(self) -> None:
+    def _count_fruitless(self, error: rt.EngineUnavailable | rt.EngineFault) -> None:
+        """Wait until another try may go better. _Ended when there were enough of them.
+
+        A container that exists all the same was never started; the reaper removes it.
+        """
+        self._fruitless += 1
+        if isinstance(error, rt.EngineUnavailable):
+            self._wait_engine(error)
+        if self._fruitless >= FRUITLESS_TRIES:
+            raise _Ended(decide_start_failure(error)) from error
+        log.warning("container_not_created", tries=self._fruitless, error=str(error))
+        # The first time it is tried again at once: most often the engine was just away.
+        self._run.closed.wait(FRUITLESS_PAUSE_SECONDS * (2 ** (self._fruitless - 1) - 1))
+
+    def _pull(self) -> bool:
+        """False when the engine went away meanwhile."""
         spec = self._run.spec
         log.info("image_pull_started", image=spec.image)
         try:
@@ -163,12 +182,14 @@ class Execution:
                 self._runtime.pull(spec.image, limit=self._tools.pull_limit, on_open=self._run.while_pulling)
         except rt.PullInterrupted:
             # Released or stopped: the next check says which.
-            return
+            return True
         except (rt.ImageNotFound, rt.InvalidReference, rt.PullFailed, rt.EngineRefused) as error:
             log.info("image_pull_failed", image=spec.image, error=str(error))
             raise _Ended(decide_pull_failure(error, image=spec.image)) from error
         except rt.EngineUnavailable as error:
-            self._wait_engine(error)
+            self._count_fruitless(error)
+            return False
+        return True
 
     def _find_created(self) -> str | None:
         """What has the task's name already: ours to start, another's to adopt, or a leftover to clear away."""

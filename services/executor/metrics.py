@@ -13,6 +13,10 @@ PHASE_DURATION = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
 )
 RUNS = Counter("taskrunner_executor_runs_total", "Runs that ended here.", ["outcome", "reason"])
+DEAD_LETTERED = Counter(
+    "taskrunner_executor_dead_lettered_total", "Messages that could not be read, rejected into the dead letters."
+)
+CLAIMS_REFUSED = Counter("taskrunner_executor_claims_refused_total", "Claims that were not granted.", ["reason"])
 ADOPTED = Counter("taskrunner_executor_adopted_total", "Runs taken over from an executor that is gone.")
 REAPED = Counter("taskrunner_executor_reaped_total", "Containers removed that no live run owned.")
 LEFTOVERS_STOPPED = Counter(

@@ -19,7 +19,7 @@ import structlog
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport, lease_clock
 from services.executor.metrics import SYNC_DURATION
 from services.executor.output import CHUNK_BYTES, Output
-from services.executor.report_fields import chunk_fields, finished_fields, started_fields
+from services.executor.report_fields import chunk_fields, finished_fields, started_fields, unusable_fields
 from services.executor.scheduler_client import JsonObject, Replaced, SchedulerAway
 from services.executor.spec import StoredOutput, TaskSpec, read_stored_output, read_task_spec
 
@@ -93,6 +93,7 @@ class _Request:
     held: Sequence[HeldRun]
     started: Sequence[tuple[HeldRun, StartedReport]]
     finished: Sequence[HeldRun]
+    unusable: Sequence[tuple[str, int]]
     questions: Sequence[str]
     body: JsonObject
 
@@ -108,6 +109,8 @@ class Sync:
         self._due = 0.0
         self._claims: dict[str, Claim] = {}
         self._held: dict[tuple[str, int], HeldRun] = {}
+        # Granted claims whose task this executor can't read: nothing of them was ever created.
+        self._unusable: set[tuple[str, int]] = set()
         self._questions: dict[str, bool | None] = {}
         self._succeeded_at: float | None = None
         self._first_success = threading.Event()
@@ -257,6 +260,7 @@ class Sync:
         with self._condition:
             claims = list(self._claims.values())
             held = list(self._held.values())
+            unusable = list(self._unusable)
             asked = [run_id for run_id, answer in self._questions.items() if answer is None]
             questions = asked[:QUESTIONS_AT_ONCE]
             waiting = [run.started.due for run in held if run.started is not None and run.started.due > now]
@@ -280,6 +284,7 @@ class Sync:
             "reports": [
                 *(started_fields(run, report) for run, report in started),
                 *(finished_fields(run) for run in finished),
+                *(unusable_fields(run_id, epoch) for run_id, epoch in unusable),
             ],
             "logs": logs,
             "questions": [{"runId": run_id} for run_id in questions],
@@ -290,6 +295,7 @@ class Sync:
             held=held,
             started=started,
             finished=finished,
+            unusable=unusable,
             questions=questions,
             body=body,
         )
@@ -326,6 +332,8 @@ class Sync:
             with self._condition:
                 self._held.pop(run.key, None)
             run.settle()
+        with self._condition:
+            self._unusable -= {key for key in request.unusable if (*key, "finished") in settled}
 
     def _release(self, run: HeldRun) -> None:
         log.warning("run_released", **run.log_ids, epoch=run.epoch)
@@ -339,8 +347,13 @@ class Sync:
             if claim is None:
                 continue
             spec = self._read_spec(each) if each["granted"] else None
-            if spec is None:
-                claim.refusal = str(each.get("reason") or "unreadable")
+            if not each["granted"]:
+                claim.refusal = str(each.get("reason") or "refused")
+            elif spec is None:
+                claim.refusal = "unreadable"
+                with self._condition:
+                    self._unusable.add((each["runId"], int(each["epoch"])))
+                self.wake()
             else:
                 output = Output(on_pending=self._output_pending)
                 claim.run = self._hold(spec, int(each["epoch"]), output, request.sent_at)

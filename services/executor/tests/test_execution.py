@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from services.executor import execution
 from services.executor import runtime as rt
 from services.executor.execution import Execution
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport, lease_clock
@@ -240,6 +241,48 @@ def test_a_container_that_the_engine_refuses_is_its_error(bench: Bench):
 
     assert bench.report.outcome.reason == "engine_error"
     assert "no space left" in str(bench.report.outcome.error_msg)
+
+
+def always(failure: Exception) -> dict[str, Any]:
+    """What fails each time that it is called."""
+
+    class Always(dict[str, Any]):
+        def pop(self, method: str, default: Any = None) -> Any:
+            return self.get(method, default)
+
+    return Always(create=failure)
+
+
+@pytest.mark.parametrize("failure", [rt.EngineFault("500 server error"), rt.EngineUnavailable("502 bad gateway")])
+def test_a_container_that_can_never_be_created_fails_its_run_in_the_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, failure: rt.RuntimeFailure
+):
+    monkeypatch.setattr(execution, "FRUITLESS_PAUSE_SECONDS", 0.0)
+    bench.engine.before = always(failure)
+
+    bench.execute(make_run())
+
+    assert bench.engine.calls.count("create") == execution.FRUITLESS_TRIES
+    assert (bench.report.outcome.status, bench.report.outcome.reason) == ("failed", "engine_error")
+    assert str(failure) in str(bench.report.outcome.error_msg)
+
+
+def test_a_fault_of_the_engine_that_passes_fails_nothing(bench: Bench):
+    bench.engine.before["create"] = rt.EngineFault("500 server error")
+
+    bench.execute(make_run())
+
+    assert bench.report.outcome.status == "completed"
+
+
+def test_a_pull_during_which_the_engine_goes_away_is_begun_again(bench: Bench):
+    bench.engine.registry["tool"] = None
+    bench.engine.before["pull"] = rt.EngineUnavailable("connection reset")
+
+    bench.execute(make_run(make_spec(image="tool")))
+
+    assert bench.report.outcome.status == "completed"
+    assert bench.engine.calls.count("pull") == 2
 
 
 def test_a_start_that_was_refused_but_happened_is_followed(bench: Bench):

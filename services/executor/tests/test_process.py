@@ -83,6 +83,11 @@ class Stand:
     def publish_body(self, body: bytes) -> None:
         self.channel.basic_publish("", RUNS_QUEUE, body, pika.BasicProperties(delivery_mode=2))
 
+    def count(self, queue: str) -> int:
+        """Messages that wait in it."""
+        count: int = self.channel.queue_declare(queue, passive=True).method.message_count
+        return count
+
     def containers(self) -> list[Any]:
         labels = [f"{rt.LABEL_INSTANCE}={self.instance}", rt.LABEL_RUN]
         found: list[Any] = self.engine.containers.list(all=True, filters={"label": labels}, ignore_removed=True)
@@ -241,14 +246,21 @@ def test_a_message_that_comes_twice_runs_once(stand: Stand):
     assert row.epoch == 1
 
 
-def test_a_message_that_cannot_be_read_is_a_dead_letter(stand: Stand):
-    stand.start()
+def test_messages_that_cannot_be_read_are_dead_letters_and_claims_of_unknown_runs_are_acknowledged(stand: Stand):
+    _, port = stand.start()
+    unreadable = [b"{}", b"\xff", b'{"v": 2, "runId": "x"}']
 
-    stand.publish_body(b"{}")
+    for body in unreadable:
+        stand.publish_body(body)
+    stand.publish_body(RunMessage(run_id=uuid.uuid4(), task_id=uuid.uuid4()).encode())
     row = stand.add("true")
 
     stand.scheduler.wait_finished(row)
-    wait_until(lambda: stand.channel.queue_declare(DEAD_QUEUE, passive=True).method.message_count == 1)
+    wait_until(lambda: stand.count(DEAD_QUEUE) == len(unreadable))
+    assert stand.count(RUNS_QUEUE) == 0
+    metrics = _read(port, "/metrics")
+    assert "taskrunner_executor_dead_lettered_total 3.0" in metrics
+    assert 'taskrunner_executor_claims_refused_total{reason="unknown"} 1.0' in metrics
 
 
 def test_more_output_than_is_kept_is_cut_with_a_mark(stand: Stand):

@@ -18,6 +18,7 @@ from services.executor.reaper import (
     Reaper,
 )
 from services.executor.tests.fake_runtime import FakeContainer, FakeEngine, FakeRuntime, Program
+from services.executor.tests.fake_scheduler import wait_until
 
 RUN_ID = "6f1c1c0e-4b0e-4f0e-8a1e-0a4b6f1c1c0e"
 
@@ -179,7 +180,7 @@ def test_on_a_real_engine_a_leftover_is_stopped_with_grace_and_removed(engine_cl
     instance, run_id = f"reaper-{uuid.uuid4().hex[:8]}", str(uuid.uuid4())
     container = engine_client.containers.run(
         "busybox",
-        ["sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.1; done"],
+        ["sh", "-c", "trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done"],
         detach=True,
         labels={rt.LABEL_INSTANCE: instance, rt.LABEL_RUN: run_id, rt.LABEL_EPOCH: "1"},
     )
@@ -190,6 +191,7 @@ def test_on_a_real_engine_a_leftover_is_stopped_with_grace_and_removed(engine_cl
         now=lambda: datetime.now(UTC) + timedelta(minutes=1),
     )
     try:
+        wait_until(lambda: container.logs() == b"ready\n")
         deadline = time.monotonic() + 8
         while not reaper.run_once():
             assert time.monotonic() < deadline, "the leftover is still there"

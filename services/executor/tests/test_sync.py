@@ -114,6 +114,21 @@ def test_a_run_that_is_not_to_be_had_is_refused(bench: Bench):
     assert claim.refusal == "not_queued"
 
 
+def test_a_claimed_task_that_cannot_be_read_fails_instead_of_going_round_for_ever(bench: Bench):
+    row = bench.scheduler.add(timeoutSeconds="soon")
+    claim = bench.sync.claim(read_id(row))
+
+    bench.sync.run_once()
+    bench.sync.run_once()
+    bench.sync.run_once()
+
+    assert (claim.run, claim.refusal) == (None, "unreadable")
+    assert row.finished is not None
+    assert (row.finished["outcome"], row.finished["reason"]) == ("failed", "engine_error")
+    assert row.finished_reports == 1
+    assert bench.sync.held_count == 0
+
+
 def test_a_second_message_of_a_held_run_is_refused_here(bench: Bench):
     row = bench.scheduler.add()
     bench.claim(row)
