@@ -22,6 +22,7 @@ from services.executor.container_options import container_options
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport
 from services.executor.metrics import PHASE_DURATION, RUNS
 from services.executor.outcome import Outcome, decide_outcome, decide_pull_failure, decide_start_failure
+from services.executor.spool import Spooled
 from services.executor.tools import Tools
 
 log = structlog.get_logger()
@@ -51,6 +52,14 @@ class _Ended(Exception):
         super().__init__(outcome.reason)
         self.outcome = outcome
         self.container_id = container_id
+
+
+class _Known(Exception):
+    """An earlier process saw the run's end, and kept its report."""
+
+    def __init__(self, spooled: Spooled) -> None:
+        super().__init__(spooled.report.outcome.status)
+        self.spooled = spooled
 
 
 class _Adopt(Exception):
@@ -95,6 +104,7 @@ class Execution:
         try:
             container_id = self._close(begin)
             self._wait_settled()
+            self._tools.spool.forget(str(self._run.spec.run_id))
             if container_id is not None:
                 self._remove(container_id)
         except _LetGo as reason:
@@ -109,6 +119,9 @@ class Execution:
         try:
             begun = begin()
             state = self._follow(begun) if isinstance(begun, str) else begun
+        except _Known as known:
+            self._report_again(known.spooled)
+            return known.spooled.report.container_id
         except _Ended as ended:
             self._report(ended.outcome, None, ended.container_id)
             return ended.container_id
@@ -257,6 +270,8 @@ class Execution:
     # Taking over.
 
     def _take_over(self) -> rt.ContainerState | str:
+        if (spooled := self._tools.spool.find(str(self._run.spec.run_id))) is not None:
+            raise _Known(spooled)
         state = self._ask(lambda: self._runtime.find(str(self._run.spec.task_id)))
         if state is None or state.labels.get(rt.LABEL_RUN) != str(self._run.spec.run_id):
             raise _Ended(_lost("no container of it was found"))
@@ -374,6 +389,16 @@ class Execution:
         )
         self._on_ended()
         self._tools.reporter.report_finished(self._run, report)
+        self._tools.spool.watch(self._run)
+
+    def _report_again(self, spooled: Spooled) -> None:
+        """Hand over what was known before a restart. It was taken from the engine then, and holds still."""
+        if self._run.released:
+            raise _LetGo("released")
+        log.info("report_restored", outcome=spooled.report.outcome.status, reason=spooled.report.outcome.reason)
+        self._run.output.restore(spooled.unsent)
+        self._on_ended()
+        self._tools.reporter.report_finished(self._run, spooled.report)
 
     def _find_digest(self, state: rt.ContainerState) -> str:
         return self._ask(lambda: self._runtime.find_image(state.image_id)) or state.image_id

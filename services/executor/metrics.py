@@ -18,6 +18,13 @@ DEAD_LETTERED = Counter(
 )
 CLAIMS_REFUSED = Counter("taskrunner_executor_claims_refused_total", "Claims that were not granted.", ["reason"])
 ADOPTED = Counter("taskrunner_executor_adopted_total", "Runs taken over from an executor that is gone.")
+SPOOLED = Counter("taskrunner_executor_spooled_total", "Finished reports that were kept on disk.")
+SPOOL_RESTORED = Counter("taskrunner_executor_spool_restored_total", "Reports that were found on disk and sent.")
+SPOOL_DROPPED = Counter(
+    "taskrunner_executor_spool_dropped_bytes_total", "Output that had no room in the spool; its mark says so."
+)
+SPOOL_FAILURES = Counter("taskrunner_executor_spool_failures_total", "Reports that could not be kept on disk.")
+SPOOL_BYTES = Gauge("taskrunner_executor_spool_bytes", "Bytes in the spool, of all executors that share it.")
 REAPED = Counter("taskrunner_executor_reaped_total", "Containers removed that no live run owned.")
 LEFTOVERS_STOPPED = Counter(
     "taskrunner_executor_leftovers_stopped_total",

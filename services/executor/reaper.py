@@ -13,13 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
-from uuid import UUID
 
 import structlog
 
 from libs.common.clock import utc_now
 from services.executor.metrics import LEFTOVERS_STOPPED, REAPED
 from services.executor.runtime import LABEL_RUN, ContainerSummary, EngineUnavailable, Runtime, RuntimeFailure
+from services.executor.spec import is_run_id
 
 log = structlog.get_logger()
 
@@ -96,7 +96,8 @@ class Reaper:
         return (
             container.status in (*STOPPED, *AT_WORK)
             and self._now() - container.created_at > SUSPECT_AGE
-            and _is_id(run_id)
+            # A label that somebody else made up would have the whole sync refused.
+            and is_run_id(run_id)
             and not self._sync.holds(run_id)
         )
 
@@ -141,11 +142,3 @@ class Reaper:
 
 def _ids(container: ContainerSummary) -> dict[str, str]:
     return {"run_id": container.labels[LABEL_RUN], "container_id": container.container_id[:12]}
-
-
-def _is_id(text: str) -> bool:
-    """A label that somebody else made up would have the whole sync refused."""
-    try:
-        return str(UUID(text)) == text
-    except ValueError:
-        return False

@@ -128,6 +128,11 @@ class Sync:
         with self._condition:
             return sum(run.finished is None for run in self._held.values())
 
+    def list_unsettled(self) -> list[HeldRun]:
+        """Runs that have ended, whose report the scheduler hasn't taken yet."""
+        with self._condition:
+            return [run for run in self._held.values() if run.finished is not None]
+
     @property
     def age_seconds(self) -> float | None:
         """Seconds since the last answer, None before the first."""

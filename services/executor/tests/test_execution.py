@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from services.executor.execution import Execution
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport, lease_clock
 from services.executor.output import Output
 from services.executor.spec import StoredOutput
+from services.executor.spool import Spool
 from services.executor.tests.builders import BOOT_ID, make_run, make_settings, make_spec
 from services.executor.tests.fake_runtime import FakeContainer, FakeEngine, FakeRuntime, Program
 from services.executor.tests.fake_scheduler import wait_until
@@ -74,7 +77,7 @@ class FakeWatch:
 class Bench:
     """An engine, a runtime, and everything that an execution needs."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path | None = None) -> None:
         self.engine = FakeEngine()
         self.reporter = FakeReporter()
         self.stops = FakeStops()
@@ -84,6 +87,7 @@ class Bench:
             reporter=self.reporter,
             stops=self.stops,
             engine=self.watch,
+            spool=Spool(directory=directory, limit_bytes=1_000_000, keep_after_seconds=0.0),
             settings=make_settings(),
             pull_limit=timedelta(seconds=5),
         )
@@ -595,3 +599,77 @@ def test_an_own_creation_is_told_by_its_boot_and_epoch(bench: Bench):
 
     assert container.starts == 0
     assert bench.report.outcome.status == "lost"
+
+
+# The spool.
+
+
+def settled_later(bench: Bench, run: HeldRun) -> threading.Thread:
+    """The scheduler is away: the run waits with its report."""
+    bench.reporter.settles = False
+    thread = threading.Thread(target=bench.execute, args=(run,))
+    thread.start()
+    assert bench.reporter.told.wait(5)
+    run.finished = bench.report
+    return thread
+
+
+def test_what_was_known_of_an_end_is_reported_though_its_container_is_gone(tmp_path: Path):
+    before, after = Bench(tmp_path), Bench(tmp_path)
+    spec = make_spec(command="sh", args=["-c", "exit 3"])
+    first = make_run(spec)
+    thread = settled_later(before, first)
+    before.tools.spool.keep(first)
+    first.release()
+    thread.join(5)
+
+    second = make_run(spec, epoch=2, output=Output(on_pending=lambda: None, stored=StoredOutput(0, 0, 0)))
+    after.adopt(second)
+
+    assert after.report == before.report
+    assert after.report.outcome.exit_code == 3
+    assert after.engine.calls == ["remove"], "nothing had to be asked of the engine"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exit_that_was_seen_is_believed_across_an_engine_restart(tmp_path: Path):
+    bench = Bench(tmp_path)
+    spec = make_spec()
+    first = make_run(spec)
+    thread = settled_later(bench, first)
+    bench.tools.spool.keep(first)
+    first.release()
+    thread.join(5)
+    bench.reporter = FakeReporter()
+    bench.tools = replace(bench.tools, reporter=bench.reporter)
+
+    bench.watch.started_at = datetime.now(UTC) + timedelta(seconds=1)
+    bench.adopt(make_run(spec, epoch=2))
+
+    assert bench.report.outcome.status == "completed"
+    assert bench.engine.containers == {}
+
+
+def test_a_settled_run_leaves_nothing_in_the_spool(tmp_path: Path):
+    bench = Bench(tmp_path)
+    run = make_run()
+    thread = settled_later(bench, run)
+    bench.tools.spool.keep(run)
+    assert len(list(tmp_path.iterdir())) == 1
+
+    run.settle()
+    thread.join(5)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_file_is_no_obstacle_to_adoption(tmp_path: Path):
+    bench = Bench(tmp_path)
+    run = make_run(epoch=2)
+    (tmp_path / f"{run.spec.run_id}.run").write_bytes(b"\0\0\0\x08garbage")
+    container = bench.leave(run, "true")
+    bench.engine.begin(container)
+
+    bench.adopt(run)
+
+    assert bench.report.outcome.status == "completed"
