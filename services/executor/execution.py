@@ -42,6 +42,10 @@ ENGINE_RECOVERY_SECONDS = 30.0
 FRUITLESS_TRIES = 5
 FRUITLESS_PAUSE_SECONDS = 1.0
 
+# An earlier run of the task that was given up may still be at work here; the reaper ends it within that time.
+LEFTOVER_SECONDS = 90.0
+LEFTOVER_PAUSE_SECONDS = 1.0
+
 STOPPED_BEFORE_START = Outcome("cancelled")
 
 
@@ -89,6 +93,7 @@ class Execution:
         self._runtime = tools.runtime
         self._gap_began: datetime | None = None
         self._fruitless = 0
+        self._leftover_since: float | None = None
         self._attached: Iterator[tuple[rt.Stream, bytes]] | None = None
 
     def execute(self) -> None:
@@ -214,7 +219,8 @@ class Execution:
                 return state.container_id
             raise _Adopt(state)
         if not (state.exited or state.never_started):
-            raise _LetGo("another run of the task is still running")
+            self._wait_leftover()
+            return None
         try:
             self._ask(lambda: self._runtime.remove(state.container_id))
         except rt.ContainerRuns as error:
@@ -222,6 +228,15 @@ class Execution:
         except rt.EngineRefused as error:
             raise _Ended(decide_start_failure(error)) from error
         return None
+
+    def _wait_leftover(self) -> None:
+        """A moment for the reaper. To be lost instead would cost a run, and a task has only so many of them."""
+        if self._leftover_since is None:
+            self._leftover_since = time.monotonic()
+            log.warning("leftover_in_the_way")
+        if time.monotonic() - self._leftover_since > LEFTOVER_SECONDS:
+            raise _LetGo("another run of the task is still running")
+        self._run.closed.wait(LEFTOVER_PAUSE_SECONDS)
 
     def _is_own_creation(self, state: rt.ContainerState) -> bool:
         """Created by this process for this epoch, by a create whose answer was lost, and never started."""

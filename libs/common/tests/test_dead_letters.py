@@ -108,7 +108,7 @@ def test_dead_letters_are_listed_oldest_first_and_stay(channel):
     found = list_dead_letters(channel)
 
     assert [letter.body for letter in found] == [b"{}", b'{"v": 9}', READABLE]
-    assert [letter.problem for letter in found] == ["'v'", "version 9", None]
+    assert [letter.problem for letter in found] == ["KeyError: 'v'", "version 9", None]
     assert {letter.request_id for letter in found} == {"request-1"}
     for letter in found:
         assert letter.died_at is not None

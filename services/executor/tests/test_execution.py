@@ -420,7 +420,23 @@ def test_the_leftover_of_an_earlier_run_makes_room(bench: Bench):
     assert bench.engine.containers == {}
 
 
-def test_a_running_container_of_another_run_is_left_alone(bench: Bench):
+def test_a_leftover_that_still_runs_is_waited_for(bench: Bench, in_thread: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(execution, "LEFTOVER_PAUSE_SECONDS", 0.01)
+    run = make_run()
+    leftover = bench.leave(run, labels={rt.LABEL_RUN: "an-earlier-run"}, status="running")
+    in_thread(lambda: bench.execute(run))
+
+    wait_until(lambda: bench.engine.calls.count("create") > 2)
+    assert leftover.signals == [], "it is the reaper's to stop"
+    bench.engine.finish(leftover, 143)
+
+    wait_until(lambda: bench.reporter.finished != [])
+    assert bench.report.outcome.status == "completed"
+
+
+def test_a_running_container_of_another_run_is_left_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(execution, "LEFTOVER_SECONDS", 0.02)
+    monkeypatch.setattr(execution, "LEFTOVER_PAUSE_SECONDS", 0.01)
     run = make_run()
     other = bench.leave(run, labels={rt.LABEL_RUN: "an-earlier-run"}, status="running")
 
