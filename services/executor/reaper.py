@@ -25,6 +25,7 @@ log = structlog.get_logger()
 
 IDLE_INTERVAL_SECONDS = 20.0
 BUSY_INTERVAL_SECONDS = 10.0
+ANSWER_INTERVAL_SECONDS = 3.0
 STOPPING_INTERVAL_SECONDS = 1.0
 
 # A younger container is nearly always one that is about to be removed by its own executor.
@@ -78,7 +79,9 @@ class Reaper:
         """Until the next look: soon when something is being stopped, or an answer or a removal is due."""
         if any(leftover.terminated_at is not None for leftover in self._leftovers.values()):
             return STOPPING_INTERVAL_SECONDS
-        return BUSY_INTERVAL_SECONDS if self._waiting or self._leftovers else IDLE_INTERVAL_SECONDS
+        if self._waiting:
+            return ANSWER_INTERVAL_SECONDS
+        return BUSY_INTERVAL_SECONDS if self._leftovers else IDLE_INTERVAL_SECONDS
 
     def run_once(self) -> int:
         """The number of containers removed. EngineUnavailable when the engine is away."""

@@ -11,7 +11,7 @@ import pytest
 from services.executor import runtime as rt
 from services.executor.docker_runtime import DockerRuntime
 from services.executor.reaper import (
-    BUSY_INTERVAL_SECONDS,
+    ANSWER_INTERVAL_SECONDS,
     GRACE_SECONDS,
     IDLE_INTERVAL_SECONDS,
     STOPPING_INTERVAL_SECONDS,
@@ -104,7 +104,7 @@ def test_nothing_is_touched_before_the_scheduler_has_answered(reaper, engine, qu
     assert look(reaper) == 0
     assert set(engine.containers) == {stopped.container_id, running.container_id}
     assert running.signals == []
-    assert reaper.pause_seconds == BUSY_INTERVAL_SECONDS
+    assert reaper.pause_seconds == ANSWER_INTERVAL_SECONDS
 
 
 @pytest.mark.parametrize("status", ["exited", "created", "running", "paused"])
