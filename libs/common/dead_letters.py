@@ -18,7 +18,7 @@ import pika.exceptions
 from environs import Env
 
 from libs.common.clock import format_time
-from libs.common.config import Secret, load_config, read_secret
+from libs.common.config import Secret, load_config, read_secret_url
 from libs.common.messages import UnreadableMessage, decode_run_message
 from libs.common.topology import DEAD_QUEUE, REQUEST_ID_HEADER, RUNS_QUEUE, declare_topology
 
@@ -201,7 +201,7 @@ def _explain(letter: DeadLetter) -> str:
 
 
 def _read_broker_url(env: Env) -> Secret:
-    return read_secret(env, "BROKER_URL")
+    return read_secret_url(env, "BROKER_URL", "amqp", "amqps")
 
 
 def _print(line: str) -> None:
