@@ -38,6 +38,7 @@ OUTPUT_BUDGET_BYTES = 5 * CHUNK_BYTES
 RESULTS_BUDGET_BYTES = 288 * 1024
 
 QUESTIONS_AT_ONCE = 200
+QUESTIONS_KEPT = 5000
 
 # Without the scheduler's word an adopter can't know which numbers its predecessor used: it takes its own range.
 SEQUENCES_PER_EPOCH = 1 << 20
@@ -183,6 +184,9 @@ class Sync:
         """
         with self._condition:
             if run_id not in self._questions:
+                if len(self._questions) >= QUESTIONS_KEPT:
+                    # Answers that nobody came back for: their containers are gone.
+                    self._questions.clear()
                 self._questions[run_id] = None
                 return None
             answer = self._questions[run_id]
