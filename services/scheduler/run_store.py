@@ -347,7 +347,7 @@ def take_over_leases(
 
     Nothing runs out within `settle` after a start of the database or of the scheduler's HTTP side.
     """
-    parameters = _of_executor(executor) | {"lease": lease, "settle": settle}
+    parameters = _of_executor(executor) | {"lease": lease, "settle": settle, "gap": BEAT_GAP}
     rows = connection.execute(QUERIES["take_over_leases"], parameters)
     return {row["id"] for row in rows}
 

@@ -144,7 +144,7 @@ SELECT l.run_id, l.executor_id, l.boot_id, l.epoch, l.adopted, l.expires_at < no
 
 -- name: take_over_leases
 -- Of an earlier boot of its own at once. Of others when they ran out, unless that is because nobody could renew:
--- the database or the scheduler itself has only just come back.
+-- the database or the scheduler itself has only just come back. Whoever asks may be faster than the first beat then.
 WITH orphaned AS (
     SELECT l.run_id
       FROM scheduler.tasks t
@@ -154,7 +154,9 @@ WITH orphaned AS (
        AND ((l.executor_id = %(executor_id)s AND l.boot_id <> %(boot_id)s)
             OR (l.expires_at < now()
                 AND pg_postmaster_start_time() < now() - %(settle)s
-                AND EXISTS (SELECT FROM scheduler.parts WHERE name = 'http' AND since < now() - %(settle)s)))
+                AND EXISTS (
+                    SELECT FROM scheduler.parts
+                     WHERE name = 'http' AND since < now() - %(settle)s AND seen_at > now() - %(gap)s)))
      ORDER BY t.id
        FOR NO KEY UPDATE OF t, l SKIP LOCKED),
 taken AS (
