@@ -1,7 +1,8 @@
 """The system as a machine that anything may happen to: do the promises of docs/task-model.md hold in any order?
 
 The scheduler and its database are the real ones; executors, engines, broker and time are models (`model/`). By
-hand, for as long as one likes: `MODEL_EXAMPLES=5000 MODEL_SEED=7 pytest services/scheduler/tests/test_model.py`.
+hand, for as long as one likes: `MODEL_EXAMPLES=5000 MODEL_SEED=7 pytest services/scheduler/tests/test_model.py`,
+and with `MODEL_MUTATIONS=all` the whole mutation check. MODEL_SHRINK=0 shows a failure at once, as it was found.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SHRINK = os.environ.get("MODEL_SHRINK", "1") == "1"
 STEPS = int(os.environ.get("MODEL_STEPS", "40"))
 SEED = int(os.environ.get("MODEL_SEED", "1"))
 # Each rule's absence is found within so many examples, or the model isn't good enough.
-MUTATION_EXAMPLES = 1000
+MUTATION_EXAMPLES = int(os.environ.get("MODEL_MUTATION_EXAMPLES", "1000"))
 
 
 class Machines:
@@ -147,7 +148,12 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.parametrize("rule", MUTATIONS)
+# These two take some hundred examples, a minute each: by hand, before the machine or a rule is changed.
+BY_HAND = {"S2, exclusive names", "S3, an adopter starts nothing"}
+CHECKED = [rule for rule in MUTATIONS if os.environ.get("MODEL_MUTATIONS") == "all" or rule not in BY_HAND]
+
+
+@pytest.mark.parametrize("rule", CHECKED)
 def test_without_a_rule_the_machine_finds_a_broken_promise(rule, model_database, model_pool, monkeypatch):
     mutation = MUTATIONS[rule]
     mutation.patch(monkeypatch)
