@@ -114,17 +114,24 @@ def _invalid(messages: Any) -> Response:
         title="Unprocessable Content",
         detail="The request has invalid fields; see errors.",
         code="invalid_fields",
-        errors=dict(_flatten(messages, ())),
+        errors={_name(key): list(_list_messages(inner)) for key, inner in messages.items()},
     )
 
 
-def _flatten(messages: Any, path: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
-    """Field → messages; a field inside another is named by its path: `resources.cpus`, `args.0`."""
+def _name(key: Any) -> str:
+    return "body" if key == "_schema" else str(key)
+
+
+def _list_messages(messages: Any, path: str = "") -> Iterator[str]:
+    """The messages of one field; one about something inside it says where: `cpus: Not a valid number.`"""
     if isinstance(messages, dict):
         for key, inner in messages.items():
-            yield from _flatten(inner, path if key == "_schema" else (*path, str(key)))
+            yield from _list_messages(inner, path if key == "_schema" else f"{path}.{key}".lstrip("."))
+    elif isinstance(messages, list):
+        for message in messages:
+            yield from _list_messages(message, path)
     else:
-        yield ".".join(path) or "body", messages if isinstance(messages, list) else [str(messages)]
+        yield f"{path}: {messages}" if path else str(messages)
 
 
 def _answer_database_down(error: Exception) -> Response:

@@ -50,6 +50,7 @@ _TASK: dict[str, Any] = {
     "labels": {},
     "timeout_seconds": 60,
     "stop_grace_seconds": 5,
+    "on_executor_lost": "retry",
     "resources": {"pids": 10},
     "network": "none",
 }
