@@ -11,7 +11,7 @@ COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hash
 ARGS :=
 
 ##@ Try and run
-.PHONY: demo up down clean logs scale
+.PHONY: demo up down clean logs scale dead-letters
 
 demo: ## Bring everything up, run a few tasks as a new user and show what they print
 	@deploy/up.sh
@@ -33,6 +33,9 @@ logs: ## Follow the logs of all services
 scale: ## Run N executors: make scale N=3
 	@deploy/scale.sh "$(N)"
 
+dead-letters: ## Show the messages that nobody could read; REPLAY=1 puts them back onto the queue
+	@deploy/compose.sh exec -T scheduler-loops python -m libs.common.dead_letters $(if $(REPLAY),--replay)
+
 ##@ Prepare
 .PHONY: build docker-pull env keys
 
@@ -46,7 +49,7 @@ docker-pull: ## Fetch the official images anew, where a registry is in reach
 	@deploy/images.sh --pull
 
 env: ## Write deploy/.env with random passwords, once
-	@[ -f deploy/.env ] || python3 -m deploy.recovery task-runner deploy/.env 2>/dev/null || true
+	@[ -f deploy/.env ] || python3 -m deploy.recovery $${COMPOSE_PROJECT_NAME:-task-runner} deploy/.env 2>/dev/null || true
 	@python3 -m deploy.environment deploy/.env
 
 keys: ## Make a signing key: make keys KID=2027-01

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 from pytest_socket import disable_socket, enable_socket
 
 pytest_plugins = ["tests.servers"]
+
+# A busy machine is slow, and no test is about time.
+hypothesis.settings.register_profile("task-runner", deadline=None)
+hypothesis.settings.load_profile("task-runner")
 
 
 @pytest.fixture(autouse=True)

@@ -17,5 +17,7 @@ socket=/var/run/docker.sock
 case ${DOCKER_HOST:-} in unix://*) socket=${DOCKER_HOST#unix://} ;; esac
 run=(docker run --rm --interactive --network none --volume "$socket:/var/run/docker.sock"
     --volume "$repository:$repository" --workdir "$repository")
+# The name may come from the environment instead of the settings, for a Compose on the host too.
+if [ -n "${COMPOSE_PROJECT_NAME:-}" ]; then run+=(--env COMPOSE_PROJECT_NAME); fi
 if [ -t 0 ] && [ -t 1 ]; then run+=(--tty); fi
 exec "${run[@]}" task-runner/compose:local "${arguments[@]}" "$@"

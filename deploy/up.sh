@@ -57,5 +57,7 @@ say 'starting the containers…'
 quietly "$here/compose.sh" up --detach --remove-orphans --no-build
 python3 -m deploy.wait_until_ready "$ENV_FILE" || {
     "$here/compose.sh" ps --all --format 'table {{.Service}}\t{{.Status}}' >&2
+    # A service that ends at its start says in one line which setting is wrong.
+    "$here/compose.sh" logs --no-color --tail=30 2>/dev/null | grep 'configuration error' | sort -u >&2 || true
     exit 1
 }

@@ -9,6 +9,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 readonly PROJECT=${TEST_PROJECT:-task-runner-test}
 readonly NAME=${PROJECT#task-runner-}
 export ENV_FILE=$here/.env.$NAME
+# It would win over the name in the settings.
+unset COMPOSE_PROJECT_NAME
 
 # One at a time on a machine, whatever the clone: the name and the port are the same.
 exec 9>"/tmp/$PROJECT.$(id -u).lock"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -113,12 +114,24 @@ def _invalid(messages: Any) -> Response:
         title="Unprocessable Content",
         detail="The request has invalid fields; see errors.",
         code="invalid_fields",
-        errors={_text(key): value for key, value in messages.items()},
+        errors={_name(key): list(_list_messages(inner)) for key, inner in messages.items()},
     )
 
 
-def _text(key: Any) -> str:
+def _name(key: Any) -> str:
     return "body" if key == "_schema" else str(key)
+
+
+def _list_messages(messages: Any, path: str = "") -> Iterator[str]:
+    """The messages of one field; one about something inside it says where: `cpus: Not a valid number.`"""
+    if isinstance(messages, dict):
+        for key, inner in messages.items():
+            yield from _list_messages(inner, path if key == "_schema" else f"{path}.{key}".lstrip("."))
+    elif isinstance(messages, list):
+        for message in messages:
+            yield from _list_messages(message, path)
+    else:
+        yield f"{path}: {messages}" if path else str(messages)
 
 
 def _answer_database_down(error: Exception) -> Response:

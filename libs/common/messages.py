@@ -32,4 +32,4 @@ def decode_run_message(body: bytes) -> RunMessage:
             raise UnreadableMessage(f"version {fields['v']!r}")
         return RunMessage(run_id=UUID(fields["runId"]), task_id=UUID(fields["taskId"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UnreadableMessage(str(error)) from error
+        raise UnreadableMessage(f"{type(error).__name__}: {error}") from error

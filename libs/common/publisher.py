@@ -6,6 +6,7 @@ confirm in turn, so this is built on the asynchronous one.
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Sequence
@@ -129,6 +130,18 @@ class Publisher:
         batch.done.wait(timeout_seconds)
         return set(batch.confirmed)
 
+    def count(self, queue_name: str, *, timeout_seconds: float) -> int | None:
+        """The messages that wait in a queue, None when the broker doesn't say so in time."""
+        answer: queue.SimpleQueue[int] = queue.SimpleQueue()
+        with self._lock:
+            if self._link is None or not self.is_ready:
+                return None
+            self._link.count(queue_name, answer)
+        try:
+            return answer.get(timeout=timeout_seconds)
+        except queue.Empty:
+            return None
+
     def _run(self) -> None:
         pause = self._retry_seconds
         while not self._closing.is_set():
@@ -184,6 +197,10 @@ class _Link:
         self._batches.add(batch)
         self._connection.ioloop.add_callback_threadsafe(partial(self._send, batch))
 
+    def count(self, queue_name: str, answer: queue.SimpleQueue[int]) -> None:
+        """Called from other threads, as above. There is no answer when the connection ends first."""
+        self._connection.ioloop.add_callback_threadsafe(partial(self._count, queue_name, answer))
+
     def ask_to_close(self) -> None:
         self._connection.ioloop.add_callback_threadsafe(self._close)
 
@@ -192,6 +209,12 @@ class _Link:
         for batch in self._batches:
             batch.done.set()
         self._batches.clear()
+
+    def _count(self, queue_name: str, answer: queue.SimpleQueue[int]) -> None:
+        if self._channel is not None and self._channel.is_open:
+            self._channel.queue_declare(
+                queue_name, passive=True, callback=lambda frame: answer.put(frame.method.message_count)
+            )
 
     def _close(self) -> None:
         if self._connection.is_open:

@@ -25,15 +25,18 @@ from services.executor.metrics import SLOTS, SLOTS_USED
 from services.executor.network_guard import GuardSettings, NetworkGuard
 from services.executor.noop_runtime import NoopRuntime
 from services.executor.prefetch import Prefetcher
-from services.executor.reaper import BUSY_INTERVAL_SECONDS, IDLE_INTERVAL_SECONDS, Reaper
+from services.executor.reaper import Reaper
 from services.executor.runtime import EngineUnavailable, Runtime
 from services.executor.scheduler_client import SchedulerClient
 from services.executor.slots import Duties, Slots
+from services.executor.spool import Spool
 from services.executor.stopper import Stopper
 from services.executor.sync import Identity, Sync
 from services.executor.tools import Tools
 
 log = structlog.get_logger()
+
+MIB = 1024 * 1024
 
 # Three intervals of an idle sync.
 SYNC_STALE_SECONDS = 15.0
@@ -51,6 +54,7 @@ class Executor:
             runtime=self._open_runtime(), guard=NetworkGuard(_guard_settings(config)), on_change=self._balance
         )
         self._stopper = Stopper(self._open_runtime())
+        self._spool = Spool(directory=config.spool_directory, limit_bytes=config.spool_mb * MIB)
         self._prefetcher = Prefetcher(runtime=self._open_runtime(), limit=config.pull_limit)
         self._slots: Slots | None = None
         self._sync: Sync | None = None
@@ -96,6 +100,7 @@ class Executor:
         slots.start()
         self._threads.extend(slots.threads)
         self._start_thread("stopper", self._stopper.run)
+        self._start_thread("spool", self._spool.run)
         self._start_thread("prefetch", self._prefetcher.run)
         self._start_thread("sync", sync.run)
         self._start_thread("consumer", consumer.run)
@@ -114,6 +119,8 @@ class Executor:
         deadline = time.monotonic() + self._config.stop_grace.total_seconds()
         while sync.held_count and time.monotonic() < deadline:
             time.sleep(0.05)
+        for run in sync.list_unsettled():
+            self._spool.keep(run)
         consumer.end()
         sync.end()
         self._join("consumer", "sync")
@@ -132,9 +139,10 @@ class Executor:
         sync = self._sync
         assert sync is not None  # noqa: S101  _start came before.
         reaper = Reaper(runtime=self._open_runtime(), sync=sync, instance=self._config.instance)
-        while not self._shutdown.wait(BUSY_INTERVAL_SECONDS if reaper.busy else IDLE_INTERVAL_SECONDS):
+        while not self._shutdown.wait(reaper.pause_seconds):
             try:
                 reaper.run_once()
+                self._spool.sweep(holds=sync.holds, ask_live=sync.ask_live)
             except EngineUnavailable as error:
                 log.info("reaper_waits", error=str(error))
             except Exception:
@@ -147,6 +155,7 @@ class Executor:
             reporter=sync,
             stops=self._stopper,
             engine=self._engine,
+            spool=self._spool,
             settings=ContainerSettings(
                 instance=config.instance,
                 executor_id=config.executor_id,

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from environs import Env, EnvError, validate
 
@@ -37,6 +38,8 @@ class ExecutorConfig:
     task_read_only_root: bool
     pull_limit: timedelta
     stop_grace: timedelta
+    spool_directory: Path | None
+    spool_mb: int
     health_port: int
     runtime: str
 
@@ -69,6 +72,8 @@ def read_config(env: Env) -> ExecutorConfig:
         task_read_only_root=env.bool("TASK_READ_ONLY_ROOT", False),
         pull_limit=_read_seconds(env, "PULL_TIMEOUT_SECONDS", 600),
         stop_grace=_read_seconds(env, "EXECUTOR_STOP_GRACE_SECONDS", 10),
+        spool_directory=Path(spool) if (spool := env.str("EXECUTOR_SPOOL_DIR", "")) else None,
+        spool_mb=env.int("EXECUTOR_SPOOL_MB", 256, validate=validate.Range(min=1, max=1_048_576)),
         health_port=env.int("HEALTH_PORT", 8003, validate=validate.Range(min=0, max=65535)),
         runtime=runtime,
     )

@@ -69,6 +69,8 @@ def _translate(call: Callable[P, T]) -> Callable[P, T]:
         except docker.errors.APIError as error:
             if error.status_code in (502, 503, 504):
                 raise rt.EngineUnavailable(_explain(error)) from error
+            if error.is_server_error():
+                raise rt.EngineFault(_explain(error)) from error
             raise rt.EngineRefused(_explain(error)) from error
         except (
             requests.RequestException,

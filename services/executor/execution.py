@@ -22,6 +22,7 @@ from services.executor.container_options import container_options
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport
 from services.executor.metrics import PHASE_DURATION, RUNS
 from services.executor.outcome import Outcome, decide_outcome, decide_pull_failure, decide_start_failure
+from services.executor.spool import Spooled
 from services.executor.tools import Tools
 
 log = structlog.get_logger()
@@ -37,6 +38,14 @@ ENGINE_STOP_SECONDS = 20.0
 # After a crash a daemon that comes back ends what it finds running; that takes it a moment.
 ENGINE_RECOVERY_SECONDS = 30.0
 
+# A container that can't be created, whatever the engine says or doesn't say to it, must not be tried for ever.
+FRUITLESS_TRIES = 5
+FRUITLESS_PAUSE_SECONDS = 1.0
+
+# An earlier run of the task that was given up may still be at work here; the reaper ends it within that time.
+LEFTOVER_SECONDS = 90.0
+LEFTOVER_PAUSE_SECONDS = 1.0
+
 STOPPED_BEFORE_START = Outcome("cancelled")
 
 
@@ -47,6 +56,14 @@ class _Ended(Exception):
         super().__init__(outcome.reason)
         self.outcome = outcome
         self.container_id = container_id
+
+
+class _Known(Exception):
+    """An earlier process saw the run's end, and kept its report."""
+
+    def __init__(self, spooled: Spooled) -> None:
+        super().__init__(spooled.report.outcome.status)
+        self.spooled = spooled
 
 
 class _Adopt(Exception):
@@ -75,6 +92,8 @@ class Execution:
         self._tools = tools
         self._runtime = tools.runtime
         self._gap_began: datetime | None = None
+        self._fruitless = 0
+        self._leftover_since: float | None = None
         self._attached: Iterator[tuple[rt.Stream, bytes]] | None = None
 
     def execute(self) -> None:
@@ -90,6 +109,7 @@ class Execution:
         try:
             container_id = self._close(begin)
             self._wait_settled()
+            self._tools.spool.forget(str(self._run.spec.run_id))
             if container_id is not None:
                 self._remove(container_id)
         except _LetGo as reason:
@@ -104,6 +124,9 @@ class Execution:
         try:
             begun = begin()
             state = self._follow(begun) if isinstance(begun, str) else begun
+        except _Known as known:
+            self._report_again(known.spooled)
+            return known.spooled.report.container_id
         except _Ended as ended:
             self._report(ended.outcome, None, ended.container_id)
             return ended.container_id
@@ -144,18 +167,32 @@ class Execution:
             except rt.ImageMissing as error:
                 if pulled:
                     raise _Ended(decide_start_failure(error)) from error
-                self._pull()
-                pulled = True
+                pulled = self._pull()
             except rt.NameTaken:
                 if (container_id := self._find_created()) is not None:
                     return container_id
-            except rt.EngineUnavailable as error:
+            except (rt.EngineUnavailable, rt.EngineFault) as error:
                 # It may have been created all the same; the next try finds its name taken then.
-                self._wait_engine(error)
+                self._count_fruitless(error)
             except (rt.InvalidReference, rt.CommandRefused, rt.EngineRefused) as error:
                 raise _Ended(decide_start_failure(error)) from error
 
-    def _pull(self) -> None:
+    def _count_fruitless(self, error: rt.EngineUnavailable | rt.EngineFault) -> None:
+        """Wait until another try may go better. _Ended when there were enough of them.
+
+        A container that exists all the same was never started; the reaper removes it.
+        """
+        self._fruitless += 1
+        if isinstance(error, rt.EngineUnavailable):
+            self._wait_engine(error)
+        if self._fruitless >= FRUITLESS_TRIES:
+            raise _Ended(decide_start_failure(error)) from error
+        log.warning("container_not_created", tries=self._fruitless, error=str(error))
+        # The first time it is tried again at once: most often the engine was just away.
+        self._run.closed.wait(FRUITLESS_PAUSE_SECONDS * (2 ** (self._fruitless - 1) - 1))
+
+    def _pull(self) -> bool:
+        """False when the engine went away meanwhile."""
         spec = self._run.spec
         log.info("image_pull_started", image=spec.image)
         try:
@@ -163,12 +200,14 @@ class Execution:
                 self._runtime.pull(spec.image, limit=self._tools.pull_limit, on_open=self._run.while_pulling)
         except rt.PullInterrupted:
             # Released or stopped: the next check says which.
-            return
+            return True
         except (rt.ImageNotFound, rt.InvalidReference, rt.PullFailed, rt.EngineRefused) as error:
             log.info("image_pull_failed", image=spec.image, error=str(error))
             raise _Ended(decide_pull_failure(error, image=spec.image)) from error
         except rt.EngineUnavailable as error:
-            self._wait_engine(error)
+            self._count_fruitless(error)
+            return False
+        return True
 
     def _find_created(self) -> str | None:
         """What has the task's name already: ours to start, another's to adopt, or a leftover to clear away."""
@@ -180,7 +219,8 @@ class Execution:
                 return state.container_id
             raise _Adopt(state)
         if not (state.exited or state.never_started):
-            raise _LetGo("another run of the task is still running")
+            self._wait_leftover()
+            return None
         try:
             self._ask(lambda: self._runtime.remove(state.container_id))
         except rt.ContainerRuns as error:
@@ -188,6 +228,15 @@ class Execution:
         except rt.EngineRefused as error:
             raise _Ended(decide_start_failure(error)) from error
         return None
+
+    def _wait_leftover(self) -> None:
+        """A moment for the reaper. To be lost instead would cost a run, and a task has only so many of them."""
+        if self._leftover_since is None:
+            self._leftover_since = time.monotonic()
+            log.warning("leftover_in_the_way")
+        if time.monotonic() - self._leftover_since > LEFTOVER_SECONDS:
+            raise _LetGo("another run of the task is still running")
+        self._run.closed.wait(LEFTOVER_PAUSE_SECONDS)
 
     def _is_own_creation(self, state: rt.ContainerState) -> bool:
         """Created by this process for this epoch, by a create whose answer was lost, and never started."""
@@ -236,6 +285,8 @@ class Execution:
     # Taking over.
 
     def _take_over(self) -> rt.ContainerState | str:
+        if (spooled := self._tools.spool.find(str(self._run.spec.run_id))) is not None:
+            raise _Known(spooled)
         state = self._ask(lambda: self._runtime.find(str(self._run.spec.task_id)))
         if state is None or state.labels.get(rt.LABEL_RUN) != str(self._run.spec.run_id):
             raise _Ended(_lost("no container of it was found"))
@@ -353,6 +404,16 @@ class Execution:
         )
         self._on_ended()
         self._tools.reporter.report_finished(self._run, report)
+        self._tools.spool.watch(self._run)
+
+    def _report_again(self, spooled: Spooled) -> None:
+        """Hand over what was known before a restart. It was taken from the engine then, and holds still."""
+        if self._run.released:
+            raise _LetGo("released")
+        log.info("report_restored", outcome=spooled.report.outcome.status, reason=spooled.report.outcome.reason)
+        self._run.output.restore(spooled.unsent)
+        self._on_ended()
+        self._tools.reporter.report_finished(self._run, spooled.report)
 
     def _find_digest(self, state: rt.ContainerState) -> str:
         return self._ask(lambda: self._runtime.find_image(state.image_id)) or state.image_id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -15,6 +15,7 @@ CHUNK_BYTES = 64 * 1024
 RESULT_BYTES = 64 * 1024
 STDERR_TAIL_BYTES = 4 * 1024
 CAP_BYTES = 5 * 1024 * 1024
+LOSS_MARK = b"\n[output lost here: the executor could not keep it while the scheduler was away]\n"
 TRUNCATION_MARK = b"\n[output truncated: this attempt wrote more than is kept]\n"
 
 
@@ -26,6 +27,15 @@ class Chunk:
     stream: Stream
     at: datetime
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """Output behind what is `stored` for sure. `dropped_bytes` of it, at its end, are gone."""
+
+    stored: StoredOutput
+    chunks: Sequence[Chunk]
+    dropped_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -59,6 +69,7 @@ class Output:
             "stdout": stored.stdout_bytes if stored else 0,
             "stderr": stored.stderr_bytes if stored else 0,
         }
+        self._confirmed = dict(self._delivered)
         self._room = cap_bytes - sum(self._delivered.values())
         self._next_seq = stored.next_seq if stored else next_seq
         self._seen = {"stdout": 0, "stderr": 0}
@@ -107,7 +118,50 @@ class Output:
     def confirm(self) -> None:
         """What `take` gave was stored."""
         with self._lock:
+            for chunk in self._sent:
+                self._confirmed[chunk.stream] += len(chunk.data)
             self._sent.clear()
+
+    def list_unsent(self) -> Unsent:
+        """All that isn't confirmed yet, with the numbers that it has or will get. For output that has ended."""
+        with self._lock:
+            stored = StoredOutput(
+                next_seq=self._next_seq - len(self._sent),
+                stdout_bytes=self._confirmed["stdout"],
+                stderr_bytes=self._confirmed["stderr"],
+            )
+            waiting = [
+                Chunk(self._next_seq + index, piece.stream, piece.at, bytes(piece.data))
+                for index, piece in enumerate(self._pieces)
+            ]
+            return Unsent(stored, [*self._sent, *waiting])
+
+    def restore(self, unsent: Unsent) -> None:
+        """Take over what an earlier process had yet to send; nothing is followed after this.
+
+        What was stored meanwhile isn't sent again. When others have stored something else, a mark says that the
+        rest is lost: chunks cut elsewhere can't be put behind theirs.
+        """
+        with self._lock:
+            chunks = [chunk for chunk in unsent.chunks if chunk.seq >= self._next_seq]
+            is_lost = unsent.dropped_bytes > 0
+            if self._stored_after(unsent) != self._delivered:
+                chunks, is_lost = [], True
+            self._pieces = [_Piece(chunk.stream, chunk.at, bytearray(chunk.data)) for chunk in chunks]
+            if is_lost:
+                self._pieces.append(_Piece("stdout", self._now(), bytearray(LOSS_MARK)))
+            self._truncated = True
+            pending = bool(self._pieces)
+        if pending:
+            self._on_pending()
+
+    def _stored_after(self, unsent: Unsent) -> dict[str, int]:
+        """How much must be stored of each stream when the chunks before the next number are."""
+        stored = {"stdout": unsent.stored.stdout_bytes, "stderr": unsent.stored.stderr_bytes}
+        for chunk in unsent.chunks:
+            if chunk.seq < self._next_seq:
+                stored[chunk.stream] += len(chunk.data)
+        return stored
 
     @property
     def drained(self) -> bool:

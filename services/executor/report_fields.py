@@ -34,6 +34,18 @@ def started_fields(run: HeldRun, report: StartedReport) -> dict[str, Any]:
     }
 
 
+def unusable_fields(run_id: str, epoch: int) -> dict[str, Any]:
+    """Of a run whose task can't be read, so that no container of it was created."""
+    return {
+        "runId": run_id,
+        "epoch": epoch,
+        "event": "finished",
+        "outcome": "failed",
+        "reason": "engine_error",
+        "errorMsg": "The executor can't read this task: its version isn't the scheduler's. Ask the operator.",
+    }
+
+
 def finished_fields(run: HeldRun) -> dict[str, Any]:
     run_id, epoch = run.key
     report = run.finished

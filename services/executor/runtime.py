@@ -35,6 +35,10 @@ class EngineRefused(RuntimeFailure):
     """The engine answered with an error that is none of the others."""
 
 
+class EngineFault(EngineRefused):
+    """The engine failed at it (its answer was an error of its own): another try may go better."""
+
+
 class ImageMissing(RuntimeFailure):
     """The engine doesn't have the image: pull it."""
 
@@ -143,7 +147,7 @@ class Runtime(Protocol):
     def create(self, name: str, options: Mapping[str, Any]) -> str:
         """Create a container, don't start it; its id.
 
-        Raises ImageMissing, InvalidReference, NameTaken, CommandRefused, EngineRefused.
+        Raises ImageMissing, InvalidReference, NameTaken, CommandRefused, EngineRefused, EngineFault.
         """
 
     def start(self, container_id: str) -> None:

@@ -14,7 +14,7 @@ from libs.common.consumer import Delivery
 from libs.common.messages import UnreadableMessage, decode_run_message
 from services.executor.execution import Execution
 from services.executor.held_run import HeldRun
-from services.executor.metrics import ADOPTED
+from services.executor.metrics import ADOPTED, CLAIMS_REFUSED, DEAD_LETTERED
 from services.executor.prefetch import Prefetcher
 from services.executor.stopper import Stopper
 from services.executor.sync import Adoption, Claim, Sync
@@ -76,6 +76,7 @@ class Slots:
             message = decode_run_message(delivery.body)
         except UnreadableMessage:
             log.exception("message_unreadable", request_id=delivery.request_id)
+            DEAD_LETTERED.inc()
             self._messages.reject(delivery)
             return
         self._claims.put((delivery, self._sync.claim(message.run_id)))
@@ -103,6 +104,7 @@ class Slots:
             delivery.taken = True
             if claim.run is None:
                 log.info("claim_refused", run_id=str(claim.run_id), reason=claim.refusal)
+                CLAIMS_REFUSED.labels(claim.refusal).inc()
             else:
                 # The slot is free when the container has ended; reporting and removing it goes beside.
                 execution = Execution(claim.run, tools, on_ended=functools.partial(self._messages.done, delivery))

@@ -41,6 +41,14 @@ class StoredOutput:
     stderr_bytes: int
 
 
+def is_run_id(text: str) -> bool:
+    """Whether the text is a UUID in its usual spelling, as all runs' ids are."""
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False
+
+
 def read_task_spec(fields: Mapping[str, Any]) -> TaskSpec:
     """From the sync answer's `task`. KeyError or ValueError when it isn't one."""
     entrypoint = fields.get("entrypoint")

@@ -19,7 +19,7 @@ import structlog
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport, lease_clock
 from services.executor.metrics import SYNC_DURATION
 from services.executor.output import CHUNK_BYTES, Output
-from services.executor.report_fields import chunk_fields, finished_fields, started_fields
+from services.executor.report_fields import chunk_fields, finished_fields, started_fields, unusable_fields
 from services.executor.scheduler_client import JsonObject, Replaced, SchedulerAway
 from services.executor.spec import StoredOutput, TaskSpec, read_stored_output, read_task_spec
 
@@ -36,6 +36,9 @@ LAST_BACKOFF_SECONDS = 5.0
 # A request stays below 1 MiB, the services' limit on a body: base64 makes four bytes of three.
 OUTPUT_BUDGET_BYTES = 5 * CHUNK_BYTES
 RESULTS_BUDGET_BYTES = 288 * 1024
+
+QUESTIONS_AT_ONCE = 200
+QUESTIONS_KEPT = 5000
 
 # Without the scheduler's word an adopter can't know which numbers its predecessor used: it takes its own range.
 SEQUENCES_PER_EPOCH = 1 << 20
@@ -91,7 +94,8 @@ class _Request:
     held: Sequence[HeldRun]
     started: Sequence[tuple[HeldRun, StartedReport]]
     finished: Sequence[HeldRun]
-    questions: Sequence[tuple[str, int]]
+    unusable: Sequence[tuple[str, int]]
+    questions: Sequence[str]
     body: JsonObject
 
 
@@ -106,7 +110,9 @@ class Sync:
         self._due = 0.0
         self._claims: dict[str, Claim] = {}
         self._held: dict[tuple[str, int], HeldRun] = {}
-        self._questions: dict[tuple[str, int], bool | None] = {}
+        # Granted claims whose task this executor can't read: nothing of them was ever created.
+        self._unusable: set[tuple[str, int]] = set()
+        self._questions: dict[str, bool | None] = {}
         self._succeeded_at: float | None = None
         self._first_success = threading.Event()
         self._ended = False
@@ -122,6 +128,11 @@ class Sync:
         """Runs that may have a container at work."""
         with self._condition:
             return sum(run.finished is None for run in self._held.values())
+
+    def list_unsettled(self) -> list[HeldRun]:
+        """Runs that have ended, whose report the scheduler hasn't taken yet."""
+        with self._condition:
+            return [run for run in self._held.values() if run.finished is not None]
 
     @property
     def age_seconds(self) -> float | None:
@@ -166,18 +177,21 @@ class Sync:
         with self._condition:
             self._held.pop(run.key, None)
 
-    def ask_live(self, key: tuple[str, int]) -> bool | None:
-        """Whether the scheduler knows this run with this epoch as live; None until it has answered.
+    def ask_live(self, run_id: str) -> bool | None:
+        """Whether the scheduler knows this run as live, whoever holds it; None until it has answered.
 
         The question goes with the next sync; ask again to see the answer.
         """
         with self._condition:
-            if key not in self._questions:
-                self._questions[key] = None
+            if run_id not in self._questions:
+                if len(self._questions) >= QUESTIONS_KEPT:
+                    # Answers that nobody came back for: their containers are gone.
+                    self._questions.clear()
+                self._questions[run_id] = None
                 return None
-            answer = self._questions[key]
+            answer = self._questions[run_id]
             if answer is not None:
-                del self._questions[key]
+                del self._questions[run_id]
             return answer
 
     def wake(self, delay: float = 0.0) -> None:
@@ -255,7 +269,9 @@ class Sync:
         with self._condition:
             claims = list(self._claims.values())
             held = list(self._held.values())
-            questions = [key for key, answer in self._questions.items() if answer is None]
+            unusable = list(self._unusable)
+            asked = [run_id for run_id, answer in self._questions.items() if answer is None]
+            questions = asked[:QUESTIONS_AT_ONCE]
             waiting = [run.started.due for run in held if run.started is not None and run.started.due > now]
             self._due = min([now + (BUSY_INTERVAL_SECONDS if held else IDLE_INTERVAL_SECONDS), *waiting])
         logs = _take_output(held)
@@ -277,9 +293,10 @@ class Sync:
             "reports": [
                 *(started_fields(run, report) for run, report in started),
                 *(finished_fields(run) for run in finished),
-                *({"runId": key[0], "epoch": key[1], "event": "preparing"} for key in questions),
+                *(unusable_fields(run_id, epoch) for run_id, epoch in unusable),
             ],
             "logs": logs,
+            "questions": [{"runId": run_id} for run_id in questions],
         }
         return _Request(
             sent_at=lease_clock(),
@@ -287,6 +304,7 @@ class Sync:
             held=held,
             started=started,
             finished=finished,
+            unusable=unusable,
             questions=questions,
             body=body,
         )
@@ -303,6 +321,7 @@ class Sync:
             if run.key in released and not run.settled:
                 self._release(run)
         self._answer_claims(request, answer)
+        self._note_answers(answer)
         self._request_stops(answer)
         for each in answer.get("adopt") or ():
             self._adopt(each, request.sent_at)
@@ -323,9 +342,7 @@ class Sync:
                 self._held.pop(run.key, None)
             run.settle()
         with self._condition:
-            for key in request.questions:
-                if (answer := settled.get((*key, "preparing"))) is not None:
-                    self._questions[key] = bool(answer["accepted"])
+            self._unusable -= {key for key in request.unusable if (*key, "finished") in settled}
 
     def _release(self, run: HeldRun) -> None:
         log.warning("run_released", **run.log_ids, epoch=run.epoch)
@@ -339,14 +356,25 @@ class Sync:
             if claim is None:
                 continue
             spec = self._read_spec(each) if each["granted"] else None
-            if spec is None:
-                claim.refusal = str(each.get("reason") or "unreadable")
+            if not each["granted"]:
+                claim.refusal = str(each.get("reason") or "refused")
+            elif spec is None:
+                claim.refusal = "unreadable"
+                with self._condition:
+                    self._unusable.add((each["runId"], int(each["epoch"])))
+                self.wake()
             else:
                 output = Output(on_pending=self._output_pending)
                 claim.run = self._hold(spec, int(each["epoch"]), output, request.sent_at)
             with self._condition:
                 self._claims.pop(each["runId"], None)
             claim.answered.set()
+
+    def _note_answers(self, answer: JsonObject) -> None:
+        with self._condition:
+            for each in answer.get("answers") or ():
+                if each["runId"] in self._questions:
+                    self._questions[each["runId"]] = bool(each["live"])
 
     def _request_stops(self, answer: JsonObject) -> None:
         for each in answer.get("stop") or ():

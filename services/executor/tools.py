@@ -9,6 +9,7 @@ from typing import Protocol
 from services.executor import runtime as rt
 from services.executor.container_options import ContainerSettings
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport
+from services.executor.spool import Spool
 
 
 class Reporter(Protocol):
@@ -48,5 +49,6 @@ class Tools:
     reporter: Reporter
     stops: Stops
     engine: EngineWatch
+    spool: Spool
     settings: ContainerSettings
     pull_limit: timedelta

@@ -15,8 +15,10 @@ from libs.common.logs import configure_logs
 from libs.common.postgres import open_pool
 from libs.common.publisher import Publisher
 from libs.common.shutdown import Shutdown
+from libs.common.topology import DEAD_QUEUE
 from services.scheduler.config import LoopsConfig, read_loops_config
 from services.scheduler.dispatch import DispatchConfig, Dispatcher, DispatchLoop
+from services.scheduler.loop_metrics import DEAD_LETTERS
 from services.scheduler.loops import LoopThread
 from services.scheduler.presence import PART_DISPATCH, PART_SWEEP
 from services.scheduler.sweep import SweepConfig, Sweeper
@@ -27,6 +29,8 @@ log = structlog.get_logger()
 
 _POOL_SIZE = 4
 _STOP_SECONDS = 10.0
+# While the metrics are read; the broker answers within a few milliseconds.
+_COUNT_SECONDS = 1.0
 
 
 def run(config: LoopsConfig, shutdown: Shutdown) -> None:
@@ -37,6 +41,7 @@ def run(config: LoopsConfig, shutdown: Shutdown) -> None:
             open_pool(config.database_url.reveal(), name="scheduler-loops", max_size=_POOL_SIZE)
         )
         publisher = Publisher(config.broker_url.reveal(), name="scheduler-loops")
+        DEAD_LETTERS.set_function(lambda: _count_dead_letters(publisher))
         dispatcher = Dispatcher(pool=pool, publisher=publisher, config=DispatchConfig())
         dispatch_loop = DispatchLoop(dispatcher=dispatcher)
         listener = WakeListener(config.redis_url.reveal(), dispatch_loop.wake)
@@ -44,7 +49,7 @@ def run(config: LoopsConfig, shutdown: Shutdown) -> None:
             pool=pool,
             dispatcher=dispatcher,
             users=UsersClient(url=config.users_url, token=config.internal_token),
-            config=SweepConfig(),
+            config=SweepConfig(executor_silence=config.executor_lost),
             wake_dispatch=dispatch_loop.wake,
         )
         dispatch = LoopThread(
@@ -83,6 +88,11 @@ def run(config: LoopsConfig, shutdown: Shutdown) -> None:
         listener.close()
         publisher.close()
         health.shutdown()
+
+
+def _count_dead_letters(publisher: Publisher) -> float:
+    count = publisher.count(DEAD_QUEUE, timeout_seconds=_COUNT_SECONDS)
+    return float("nan") if count is None else count
 
 
 def _wait(shutdown: Shutdown, pause: timedelta) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from environs import Env, validate
 
@@ -38,6 +39,7 @@ class LoopsConfig:
     broker_url: Secret
     users_url: str
     internal_token: Secret
+    executor_lost: timedelta
     health_port: int
 
 
@@ -66,5 +68,8 @@ def read_loops_config(env: Env) -> LoopsConfig:
         broker_url=read_secret_url(env, "BROKER_URL", "amqp", "amqps"),
         users_url=env.str("USERS_URL", validate=validate.URL(require_tld=False)),
         internal_token=read_secret(env, "INTERNAL_TOKEN"),
+        executor_lost=timedelta(
+            seconds=env.int("EXECUTOR_LOST_SECONDS", 300, validate=validate.Range(min=10, max=86_400))
+        ),
         health_port=env.int("HEALTH_PORT", 8004, validate=validate.Range(1, 65_535)),
     )

@@ -59,6 +59,10 @@ class ClaimSchema(_LenientSchema):
     run_id = Identifier(required=True)
 
 
+class QuestionSchema(_LenientSchema):
+    run_id = Identifier(required=True)
+
+
 class HeldSchema(_LenientSchema):
     run_id = Identifier(required=True)
     epoch = Whole(required=True, validate=_INT)
@@ -118,7 +122,9 @@ class SyncSchema(_LenientSchema):
     held = fields.List(fields.Nested(HeldSchema), load_default=list)
     reports = fields.List(fields.Nested(ReportSchema), load_default=list)
     logs = fields.List(fields.Nested(LogChunkSchema), load_default=list)
+    questions = fields.List(fields.Nested(QuestionSchema), load_default=list)
 
     @ma.post_load
     def make(self, data: dict[str, Any], **_kwargs: Any) -> SyncRequest:
-        return SyncRequest(**data | {"claims": [claim["run_id"] for claim in data["claims"]]})
+        ids = {name: [entry["run_id"] for entry in data[name]] for name in ("claims", "questions")}
+        return SyncRequest(**data | ids)

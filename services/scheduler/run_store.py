@@ -88,13 +88,14 @@ Report = Prepared | Started | Finished
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncRequest:
-    """One sync: what an executor holds, wants and tells."""
+    """One sync: what an executor holds, wants and tells. `questions`: runs of which it found a container."""
 
     executor: Executor
     claims: Sequence[UUID]
     held: Sequence[Held]
     reports: Sequence[Report]
     logs: Sequence[LogChunk]
+    questions: Sequence[UUID] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +224,7 @@ def lock_runs(connection: Connection, run_ids: Collection[UUID]) -> dict[UUID, L
 
 
 def lock_lost_runs(connection: Connection, *, silence: timedelta, limit: int) -> list[LockedRun]:
-    """Held runs of engines that nobody has heard of for `silence`."""
+    """Held runs of engines that nobody has heard of for `silence`, but for those that wait for their engine."""
     parameters = {"silence": silence, "gap": BEAT_GAP, "limit": limit}
     with connection.cursor(row_factory=class_row(LockedRun)) as cursor:
         return cursor.execute(QUERIES["lock_lost_runs"], parameters).fetchall()
@@ -346,8 +347,16 @@ def take_over_leases(
 
     Nothing runs out within `settle` after a start of the database or of the scheduler's HTTP side.
     """
-    parameters = _of_executor(executor) | {"lease": lease, "settle": settle}
+    parameters = _of_executor(executor) | {"lease": lease, "settle": settle, "gap": BEAT_GAP}
     rows = connection.execute(QUERIES["take_over_leases"], parameters)
+    return {row["id"] for row in rows}
+
+
+def list_live_runs(connection: Connection, run_ids: Collection[UUID]) -> set[UUID]:
+    """Those of the runs that are live. One that isn't never will be again."""
+    if not run_ids:
+        return set()
+    rows = connection.execute(QUERIES["list_live_runs"], {"run_ids": list(run_ids)})
     return {row["id"] for row in rows}
 
 

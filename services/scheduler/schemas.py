@@ -13,7 +13,7 @@ from marshmallow import fields, validate
 from libs.common.paging import PageQuery, QueryWhole
 from libs.common.schema import BaseSchema, Number, Text, Timestamp, Whole
 from services.scheduler.images import MAX_IMAGE_LENGTH, is_image_reference
-from services.scheduler.states import LogStream, Network, Reason, RunStatus, TaskStatus
+from services.scheduler.states import LogStream, Network, OnExecutorLost, Reason, RunStatus, TaskStatus
 
 # Linux takes no longer argument (MAX_ARG_STRLEN, its terminating NUL counted).
 MAX_ARGUMENT_BYTES = 128 * 1024 - 1
@@ -169,6 +169,14 @@ class NewTaskSchema(BaseSchema):
     )
     resources = fields.Nested(ResourcesSchema, load_default=lambda: {"pids": DEFAULT_PIDS})
     network = Text(load_default=Network.EGRESS, validate=validate.OneOf(list(Network)))
+    on_executor_lost = Text(
+        load_default=OnExecutorLost.RETRY,
+        validate=validate.OneOf(list(OnExecutorLost)),
+        metadata={
+            "description": "When the engine that runs it is silent for EXECUTOR_LOST_SECONDS: `retry` gives the "
+            "attempt up and makes another, although the first may still run there; `hold` waits for the engine."
+        },
+    )
     user_id = Identifier(load_default=None, allow_none=True, metadata={"description": "Admins only."})
 
 
@@ -198,6 +206,7 @@ class TaskSchema(BaseSchema):
     priority = fields.Integer()
     resources = fields.Nested(ResourcesSchema)
     network = fields.String(validate=validate.OneOf(list(Network)))
+    on_executor_lost = fields.String(validate=validate.OneOf(list(OnExecutorLost)))
     result = fields.String(
         allow_none=True,
         metadata={

@@ -45,6 +45,13 @@ class Network(StrEnum):
     NONE = "none"
 
 
+class OnExecutorLost(StrEnum):
+    """What becomes of a run whose engine is silent for too long: given up and tried again, or waited for."""
+
+    RETRY = "retry"
+    HOLD = "hold"
+
+
 class StopReason(StrEnum):
     CANCELLED = "cancelled"
 

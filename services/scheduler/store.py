@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from psycopg import Cursor as DatabaseCursor
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
@@ -41,6 +42,7 @@ class Task:
     memory_mb: int
     pids: int
     network: str
+    on_executor_lost: str
     scheduled_at: datetime
     due_at: datetime
     attempts: int
@@ -57,6 +59,20 @@ class Task:
     request_id: str
     run_status: str | None
     run_published: bool | None
+
+
+_TASK_COLUMNS = frozenset(field.name for field in fields(Task))
+
+
+def _task_row(cursor: DatabaseCursor[Any]) -> Callable[[Sequence[Any]], Task]:
+    """A Task from each row. A column that a later version's migration has added means nothing to this one."""
+    names = [column.name for column in cursor.description or ()]
+
+    def make(values: Sequence[Any]) -> Task:
+        row = zip(names, values, strict=True)
+        return Task(**{name: value for name, value in row if name in _TASK_COLUMNS})
+
+    return make
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +96,7 @@ class NewTask:
     memory_mb: int
     pids: int
     network: str
+    on_executor_lost: str
     request_id: str
 
 
@@ -120,7 +137,7 @@ class Run:
 
 
 def create_task(connection: Connection, new: NewTask) -> Task:
-    with connection.cursor(row_factory=class_row(Task)) as cursor:
+    with connection.cursor(row_factory=_task_row) as cursor:
         task = cursor.execute(QUERIES["create_task"], _to_row(new)).fetchone() or find_task(connection, new.id)
     assert task is not None, "neither inserted nor there"  # noqa: S101
     return task
@@ -145,12 +162,13 @@ def _to_row(new: NewTask) -> dict[str, Any]:
         "memory_mb": new.memory_mb,
         "pids": new.pids,
         "network": new.network,
+        "on_executor_lost": new.on_executor_lost,
         "request_id": new.request_id,
     }
 
 
 def find_task(connection: Connection, task_id: UUID) -> Task | None:
-    with connection.cursor(row_factory=class_row(Task)) as cursor:
+    with connection.cursor(row_factory=_task_row) as cursor:
         return cursor.execute(QUERIES["find_task"], {"task_id": task_id}).fetchone()
 
 
@@ -172,7 +190,7 @@ def list_tasks(connection: Connection, wanted: TaskFilter) -> list[Task]:
         "before_id": wanted.before.id,
         "limit": wanted.limit,
     }
-    with connection.cursor(row_factory=class_row(Task)) as cursor:
+    with connection.cursor(row_factory=_task_row) as cursor:
         return cursor.execute(QUERIES[query], parameters).fetchall()
 
 

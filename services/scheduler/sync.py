@@ -71,6 +71,7 @@ class _Applied:
     leases: Sequence[Lease]
     specs: Mapping[UUID, TaskSpec]
     stored: Mapping[UUID, StoredOutput]
+    live: set[UUID]
     runs: Mapping[UUID, LockedRun]
     started: Sequence[Moved]
     closed: Sequence[Closed]
@@ -126,6 +127,7 @@ class ExecutorSync:
             leases=leases,
             specs=run_store.list_specs(connection, wanted),
             stored=run_store.measure_logs(connection, adopted),
+            live=run_store.list_live_runs(connection, request.questions),
             runs=runs,
             started=started,
             closed=closed,
@@ -330,6 +332,7 @@ def _to_answer(
             }
             for entry in _list_adopted(request, applied.leases)
         ],
+        "answers": [{"runId": str(run_id), "live": run_id in applied.live} for run_id in request.questions],
         "prefetch": list(prefetch),
         "leaseSeconds": lease.total_seconds(),
         "serverTime": format_time(applied.server_time),

@@ -256,6 +256,7 @@ def _to_new_task(fields: dict[str, Any], *, owner: UUID, limits: OperatorLimits,
         memory_mb=resources.get("memory_mb", min(256, limits.memory_mb)),
         pids=resources["pids"],
         network=fields["network"],
+        on_executor_lost=fields["on_executor_lost"],
         request_id=request_id,
     )
     errors = _check_operator_limits(new, limits)
@@ -264,15 +265,13 @@ def _to_new_task(fields: dict[str, Any], *, owner: UUID, limits: OperatorLimits,
     return new
 
 
-def _check_operator_limits(new: NewTask, limits: OperatorLimits) -> dict[str, Any]:
-    errors: dict[str, Any] = {}
-    resources: dict[str, list[str]] = {}
+def _check_operator_limits(new: NewTask, limits: OperatorLimits) -> dict[str, list[str]]:
+    resources = []
     if new.cpus > limits.cpus:
-        resources["cpus"] = [f"This system allows at most {limits.cpus:g} cores a task."]
+        resources.append(f"cpus: This system allows at most {limits.cpus:g} cores a task.")
     if new.memory_mb > limits.memory_mb:
-        resources["memoryMb"] = [f"This system allows at most {limits.memory_mb} MiB a task."]
-    if resources:
-        errors["resources"] = resources
+        resources.append(f"memoryMb: This system allows at most {limits.memory_mb} MiB a task.")
+    errors = {"resources": resources} if resources else {}
     if not is_image_allowed(new.image, limits.images):
         errors["image"] = [f"This system allows only these images: {', '.join(limits.images)}."]
     return errors
@@ -298,6 +297,7 @@ def _to_view(task: Task, waiting: Waiting | None) -> dict[str, Any]:
         "priority": task.priority,
         "resources": {"cpus": task.cpus, "memory_mb": task.memory_mb, "pids": task.pids},
         "network": task.network,
+        "on_executor_lost": task.on_executor_lost,
         "result": decode_result(task.result),
         "error_msg": task.error_msg,
         "exit_code": task.exit_code,

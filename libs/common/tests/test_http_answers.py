@@ -33,6 +33,7 @@ RAISED: dict[str, Exception] = {
     "unauthorized": errors.Unauthorized("Who?"),
     "invalid": errors.Invalid("No.", errors={"name": ["Bad."]}),
     "validation": ma.ValidationError({"aField": ["Bad."]}),
+    "nested": ma.ValidationError({"limits": {"cpus": ["Bad."], "_schema": ["Odd."]}, "args": {1: ["No."]}}),
     "operational": psycopg.OperationalError("server closed the connection: password=hush"),
     "interface": psycopg.InterfaceError("the connection is closed"),
     "pool": PoolTimeout("no connection"),
@@ -200,6 +201,12 @@ def test_invalid_fields_are_named_without_where_they_came_from(client: FlaskClie
 
     assert response.status_code == 422
     assert set(response.get_json()["errors"]) == {field}
+
+
+def test_a_message_about_something_inside_a_field_says_where(client: FlaskClient):
+    answer = client.get("/raise/nested").get_json()
+
+    assert answer["errors"] == {"limits": ["cpus: Bad.", "Odd."], "args": ["1: No."]}
 
 
 def test_an_unknown_query_parameter_is_422(client: FlaskClient):

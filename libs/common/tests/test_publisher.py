@@ -138,3 +138,17 @@ def test_the_connection_comes_back_by_itself(broker_url, channel):
         assert publisher.wait_until_ready(10)
         messages = make_messages(3)
         assert publisher.publish(messages, timeout_seconds=5) == {message.id for message in messages}
+
+
+def test_the_messages_of_a_queue_are_counted(broker_url, channel):
+    with publishing(broker_url) as publisher:
+        assert publisher.wait_until_ready(10)
+        assert publisher.count(RUNS_QUEUE, timeout_seconds=5) == 0
+        publisher.publish(make_messages(3), timeout_seconds=5)
+
+        assert publisher.count(RUNS_QUEUE, timeout_seconds=5) == 3
+
+
+def test_nothing_is_counted_without_a_broker():
+    with publishing("amqp://127.0.0.1:1/") as publisher:
+        assert publisher.count(RUNS_QUEUE, timeout_seconds=5) is None

@@ -113,6 +113,10 @@ class FakeScheduler:
                 ],
                 "released": self._released(body, executor),
                 "adopt": adopted,
+                "answers": [
+                    {"runId": each["runId"], "live": self._is_live(each["runId"])}
+                    for each in body.get("questions", ())
+                ],
                 "prefetch": self.prefetch,
                 "leaseSeconds": 30,
                 "serverTime": "2026-01-01T00:00:00Z",
@@ -142,6 +146,10 @@ class FakeScheduler:
         if row is not None and report["event"] == "finished":
             row.finished_reports += 1
         return {key: report[key] for key in ("runId", "epoch", "event")} | {"accepted": accepted}
+
+    def _is_live(self, run_id: str) -> bool:
+        row = self.rows.get(run_id)
+        return row is not None and (row.live or row.status == "queued")
 
     def _released(self, body: Mapping[str, Any], executor: Mapping[str, Any]) -> list[dict[str, Any]]:
         released = [

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from environs import Env, EnvError
 
@@ -35,6 +37,12 @@ def test_the_defaults_follow_the_instance(read):
     assert config.runtime == "docker"
 
 
+def test_nothing_is_spooled_without_a_directory(read):
+    assert read(EXECUTOR_SPOOL_DIR="").spool_directory is None
+    config = read(EXECUTOR_SPOOL_DIR="/spool")
+    assert (config.spool_directory, config.spool_mb) == (Path("/spool"), 256)
+
+
 def test_networks_are_a_list(read):
     config = read(TASK_NETWORK_ALLOW="10.0.0.5/32, 10.1.0.0/16", TASK_NETWORK_DENY="")
 
@@ -57,6 +65,7 @@ def test_secrets_stay_out_of_the_printed_config(read):
         ("INSTANCE", "a b"),
         ("TASK_NETWORK_DENY", "10.0.0.1/8"),
         ("PULL_TIMEOUT_SECONDS", "-1"),
+        ("EXECUTOR_SPOOL_MB", "0"),
         ("EXECUTOR_RUNTIME", "podman"),
     ],
 )

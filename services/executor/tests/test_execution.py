@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.executor import execution
 from services.executor import runtime as rt
 from services.executor.execution import Execution
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport, lease_clock
 from services.executor.output import Output
 from services.executor.spec import StoredOutput
+from services.executor.spool import Spool
 from services.executor.tests.builders import BOOT_ID, make_run, make_settings, make_spec
 from services.executor.tests.fake_runtime import FakeContainer, FakeEngine, FakeRuntime, Program
 from services.executor.tests.fake_scheduler import wait_until
@@ -73,7 +77,7 @@ class FakeWatch:
 class Bench:
     """An engine, a runtime, and everything that an execution needs."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path | None = None) -> None:
         self.engine = FakeEngine()
         self.reporter = FakeReporter()
         self.stops = FakeStops()
@@ -83,6 +87,7 @@ class Bench:
             reporter=self.reporter,
             stops=self.stops,
             engine=self.watch,
+            spool=Spool(directory=directory, limit_bytes=1_000_000, keep_after_seconds=0.0),
             settings=make_settings(),
             pull_limit=timedelta(seconds=5),
         )
@@ -242,6 +247,48 @@ def test_a_container_that_the_engine_refuses_is_its_error(bench: Bench):
     assert "no space left" in str(bench.report.outcome.error_msg)
 
 
+def always(failure: Exception) -> dict[str, Any]:
+    """What fails each time that it is called."""
+
+    class Always(dict[str, Any]):
+        def pop(self, method: str, default: Any = None) -> Any:
+            return self.get(method, default)
+
+    return Always(create=failure)
+
+
+@pytest.mark.parametrize("failure", [rt.EngineFault("500 server error"), rt.EngineUnavailable("502 bad gateway")])
+def test_a_container_that_can_never_be_created_fails_its_run_in_the_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, failure: rt.RuntimeFailure
+):
+    monkeypatch.setattr(execution, "FRUITLESS_PAUSE_SECONDS", 0.0)
+    bench.engine.before = always(failure)
+
+    bench.execute(make_run())
+
+    assert bench.engine.calls.count("create") == execution.FRUITLESS_TRIES
+    assert (bench.report.outcome.status, bench.report.outcome.reason) == ("failed", "engine_error")
+    assert str(failure) in str(bench.report.outcome.error_msg)
+
+
+def test_a_fault_of_the_engine_that_passes_fails_nothing(bench: Bench):
+    bench.engine.before["create"] = rt.EngineFault("500 server error")
+
+    bench.execute(make_run())
+
+    assert bench.report.outcome.status == "completed"
+
+
+def test_a_pull_during_which_the_engine_goes_away_is_begun_again(bench: Bench):
+    bench.engine.registry["tool"] = None
+    bench.engine.before["pull"] = rt.EngineUnavailable("connection reset")
+
+    bench.execute(make_run(make_spec(image="tool")))
+
+    assert bench.report.outcome.status == "completed"
+    assert bench.engine.calls.count("pull") == 2
+
+
 def test_a_start_that_was_refused_but_happened_is_followed(bench: Bench):
     bench.engine.after["start"] = rt.EngineRefused("context deadline exceeded")
 
@@ -373,7 +420,23 @@ def test_the_leftover_of_an_earlier_run_makes_room(bench: Bench):
     assert bench.engine.containers == {}
 
 
-def test_a_running_container_of_another_run_is_left_alone(bench: Bench):
+def test_a_leftover_that_still_runs_is_waited_for(bench: Bench, in_thread: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(execution, "LEFTOVER_PAUSE_SECONDS", 0.01)
+    run = make_run()
+    leftover = bench.leave(run, labels={rt.LABEL_RUN: "an-earlier-run"}, status="running")
+    in_thread(lambda: bench.execute(run))
+
+    wait_until(lambda: bench.engine.calls.count("create") > 2)
+    assert leftover.signals == [], "it is the reaper's to stop"
+    bench.engine.finish(leftover, 143)
+
+    wait_until(lambda: bench.reporter.finished != [])
+    assert bench.report.outcome.status == "completed"
+
+
+def test_a_running_container_of_another_run_is_left_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(execution, "LEFTOVER_SECONDS", 0.02)
+    monkeypatch.setattr(execution, "LEFTOVER_PAUSE_SECONDS", 0.01)
     run = make_run()
     other = bench.leave(run, labels={rt.LABEL_RUN: "an-earlier-run"}, status="running")
 
@@ -552,3 +615,77 @@ def test_an_own_creation_is_told_by_its_boot_and_epoch(bench: Bench):
 
     assert container.starts == 0
     assert bench.report.outcome.status == "lost"
+
+
+# The spool.
+
+
+def settled_later(bench: Bench, run: HeldRun) -> threading.Thread:
+    """The scheduler is away: the run waits with its report."""
+    bench.reporter.settles = False
+    thread = threading.Thread(target=bench.execute, args=(run,))
+    thread.start()
+    assert bench.reporter.told.wait(5)
+    run.finished = bench.report
+    return thread
+
+
+def test_what_was_known_of_an_end_is_reported_though_its_container_is_gone(tmp_path: Path):
+    before, after = Bench(tmp_path), Bench(tmp_path)
+    spec = make_spec(command="sh", args=["-c", "exit 3"])
+    first = make_run(spec)
+    thread = settled_later(before, first)
+    before.tools.spool.keep(first)
+    first.release()
+    thread.join(5)
+
+    second = make_run(spec, epoch=2, output=Output(on_pending=lambda: None, stored=StoredOutput(0, 0, 0)))
+    after.adopt(second)
+
+    assert after.report == before.report
+    assert after.report.outcome.exit_code == 3
+    assert after.engine.calls == ["remove"], "nothing had to be asked of the engine"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exit_that_was_seen_is_believed_across_an_engine_restart(tmp_path: Path):
+    bench = Bench(tmp_path)
+    spec = make_spec()
+    first = make_run(spec)
+    thread = settled_later(bench, first)
+    bench.tools.spool.keep(first)
+    first.release()
+    thread.join(5)
+    bench.reporter = FakeReporter()
+    bench.tools = replace(bench.tools, reporter=bench.reporter)
+
+    bench.watch.started_at = datetime.now(UTC) + timedelta(seconds=1)
+    bench.adopt(make_run(spec, epoch=2))
+
+    assert bench.report.outcome.status == "completed"
+    assert bench.engine.containers == {}
+
+
+def test_a_settled_run_leaves_nothing_in_the_spool(tmp_path: Path):
+    bench = Bench(tmp_path)
+    run = make_run()
+    thread = settled_later(bench, run)
+    bench.tools.spool.keep(run)
+    assert len(list(tmp_path.iterdir())) == 1
+
+    run.settle()
+    thread.join(5)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_file_is_no_obstacle_to_adoption(tmp_path: Path):
+    bench = Bench(tmp_path)
+    run = make_run(epoch=2)
+    (tmp_path / f"{run.spec.run_id}.run").write_bytes(b"\0\0\0\x08garbage")
+    container = bench.leave(run, "true")
+    bench.engine.begin(container)
+
+    bench.adopt(run)
+
+    assert bench.report.outcome.status == "completed"

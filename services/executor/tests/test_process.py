@@ -83,6 +83,11 @@ class Stand:
     def publish_body(self, body: bytes) -> None:
         self.channel.basic_publish("", RUNS_QUEUE, body, pika.BasicProperties(delivery_mode=2))
 
+    def count(self, queue: str) -> int:
+        """Messages that wait in it."""
+        count: int = self.channel.queue_declare(queue, passive=True).method.message_count
+        return count
+
     def containers(self) -> list[Any]:
         labels = [f"{rt.LABEL_INSTANCE}={self.instance}", rt.LABEL_RUN]
         found: list[Any] = self.engine.containers.list(all=True, filters={"label": labels}, ignore_removed=True)
@@ -227,6 +232,47 @@ def test_a_scheduler_that_is_away_loses_nothing(stand: Stand):
     assert stand.scheduler.wait_finished(waiting)["outcome"] == "completed"
 
 
+def test_an_end_that_was_seen_outlives_its_executor_and_its_container(stand: Stand, tmp_path: Path):
+    process, _ = stand.start("executor-1", EXECUTOR_SPOOL_DIR=str(tmp_path))
+    row = stand.add("sh", "-c", "echo begin; sleep 2; echo end; echo why >&2; exit 5")
+    stand.scheduler.wait(lambda: row.output("stdout") == b"begin\n")
+
+    stand.scheduler.away = True
+    wait_until(lambda: list(tmp_path.glob("*.run")) != [], what="keeping the report")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for container in stand.containers():
+        container.remove(force=True)
+    stand.scheduler.away = False
+    stand.start("executor-2", EXECUTOR_SPOOL_DIR=str(tmp_path))
+    stand.scheduler.adoptions.append(row.task["runId"])
+    stand.scheduler.wait_finished(row)
+
+    assert _ends(row) == ("failed", "exit_nonzero", 5)
+    assert row.output("stdout") == row.result == b"begin\nend\n"
+    assert row.output("stderr") == b"why\n"
+    wait_until(lambda: list(tmp_path.iterdir()) == [], what="forgetting the report")
+
+
+def test_an_executor_that_stops_while_the_scheduler_is_away_leaves_its_reports_on_disk(
+    stand: Stand, tmp_path: Path
+):
+    process, _ = stand.start(EXECUTOR_SPOOL_DIR=str(tmp_path), EXECUTOR_STOP_GRACE_SECONDS="1")
+    row = stand.add("sh", "-c", "sleep 1; echo done")
+    stand.wait_started(row)
+    stand.scheduler.away = True
+    wait_until(lambda: [each.status for each in stand.containers()] == ["exited"])
+
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+
+    assert [path.stem for path in tmp_path.iterdir()] == [row.task["runId"]]
+    stand.scheduler.away = False
+    stand.start(EXECUTOR_SPOOL_DIR=str(tmp_path))
+    assert stand.scheduler.wait_finished(row)["outcome"] == "completed"
+    assert row.output("stdout") == b"done\n"
+
+
 def test_a_message_that_comes_twice_runs_once(stand: Stand):
     stand.start()
     row = stand.add("sleep", "1")
@@ -241,14 +287,21 @@ def test_a_message_that_comes_twice_runs_once(stand: Stand):
     assert row.epoch == 1
 
 
-def test_a_message_that_cannot_be_read_is_a_dead_letter(stand: Stand):
-    stand.start()
+def test_messages_that_cannot_be_read_are_dead_letters_and_claims_of_unknown_runs_are_acknowledged(stand: Stand):
+    _, port = stand.start()
+    unreadable = [b"{}", b"\xff", b'{"v": 2, "runId": "x"}']
 
-    stand.publish_body(b"{}")
+    for body in unreadable:
+        stand.publish_body(body)
+    stand.publish_body(RunMessage(run_id=uuid.uuid4(), task_id=uuid.uuid4()).encode())
     row = stand.add("true")
 
     stand.scheduler.wait_finished(row)
-    wait_until(lambda: stand.channel.queue_declare(DEAD_QUEUE, passive=True).method.message_count == 1)
+    wait_until(lambda: stand.count(DEAD_QUEUE) == len(unreadable))
+    assert stand.count(RUNS_QUEUE) == 0
+    metrics = _read(port, "/metrics")
+    assert "taskrunner_executor_dead_lettered_total 3.0" in metrics
+    assert 'taskrunner_executor_claims_refused_total{reason="unknown"} 1.0' in metrics
 
 
 def test_more_output_than_is_kept_is_cut_with_a_mark(stand: Stand):

@@ -1,12 +1,26 @@
 from __future__ import annotations
 
+import time
+import uuid
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+import docker
 import pytest
 
 from services.executor import runtime as rt
-from services.executor.reaper import Reaper
-from services.executor.tests.fake_runtime import FakeContainer, FakeEngine, FakeRuntime
+from services.executor.docker_runtime import DockerRuntime
+from services.executor.reaper import (
+    ANSWER_INTERVAL_SECONDS,
+    GRACE_SECONDS,
+    IDLE_INTERVAL_SECONDS,
+    STOPPING_INTERVAL_SECONDS,
+    Reaper,
+)
+from services.executor.tests.fake_runtime import FakeContainer, FakeEngine, FakeRuntime, Program
+from services.executor.tests.fake_scheduler import wait_until
+
+RUN_ID = "6f1c1c0e-4b0e-4f0e-8a1e-0a4b6f1c1c0e"
 
 
 class FakeQuestions:
@@ -14,18 +28,27 @@ class FakeQuestions:
 
     def __init__(self) -> None:
         self.held: set[str] = set()
-        self.live: set[tuple[str, int]] = set()
-        self._asked: set[tuple[str, int]] = set()
+        self.live: set[str] = set()
+        self.away = False
+        self.asked: set[str] = set()
 
     def holds(self, run_id: str) -> bool:
         return run_id in self.held
 
-    def ask_live(self, key: tuple[str, int]) -> bool | None:
-        if key not in self._asked:
-            self._asked.add(key)
+    def ask_live(self, run_id: str) -> bool | None:
+        if run_id not in self.asked or self.away:
+            self.asked.add(run_id)
             return None
-        self._asked.discard(key)
-        return key in self.live
+        self.asked.discard(run_id)
+        return run_id in self.live
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @pytest.fixture
@@ -39,17 +62,25 @@ def questions() -> FakeQuestions:
 
 
 @pytest.fixture
-def reaper(engine: FakeEngine, questions: FakeQuestions) -> Reaper:
-    return Reaper(runtime=FakeRuntime(engine), sync=questions, instance="test")
+def clock() -> Clock:
+    return Clock()
 
 
-def leave(engine: FakeEngine, *, age_seconds: int = 61, status: str = "exited") -> FakeContainer:
-    labels = {rt.LABEL_INSTANCE: "test", rt.LABEL_RUN: "run-1", rt.LABEL_EPOCH: "1"}
+@pytest.fixture
+def reaper(engine: FakeEngine, questions: FakeQuestions, clock: Clock) -> Reaper:
+    return Reaper(runtime=FakeRuntime(engine), sync=questions, instance="test", monotonic=clock)
+
+
+def leave(
+    engine: FakeEngine, *, age_seconds: int = 21, status: str = "exited", run_id: str = RUN_ID, **changes: object
+) -> FakeContainer:
+    labels = {rt.LABEL_INSTANCE: "test", rt.LABEL_RUN: run_id, rt.LABEL_EPOCH: "1"}
     return engine.add(
         "task",
         options={"Image": "busybox", "Labels": labels},
         status=status,
         created_at=datetime.now(UTC) - timedelta(seconds=age_seconds),
+        **changes,
     )
 
 
@@ -63,36 +94,119 @@ def test_a_leftover_that_no_live_run_owns_is_removed(reaper, engine, status):
 
     assert look(reaper) == 1
     assert engine.containers == {}
+    assert reaper.pause_seconds == IDLE_INTERVAL_SECONDS
 
 
-def test_one_answer_is_not_enough(reaper, engine):
-    leave(engine)
-
-    assert look(reaper, times=2) == 0
-    assert engine.containers
-
-
-def test_the_container_of_a_live_run_stays_for_who_takes_over(reaper, engine, questions):
-    leave(engine)
-    questions.live.add(("run-1", 1))
+def test_nothing_is_touched_before_the_scheduler_has_answered(reaper, engine, questions):
+    stopped, running = leave(engine), leave(engine, status="running")
+    questions.away = True
 
     assert look(reaper) == 0
+    assert set(engine.containers) == {stopped.container_id, running.container_id}
+    assert running.signals == []
+    assert reaper.pause_seconds == ANSWER_INTERVAL_SECONDS
 
 
-def test_a_held_run_keeps_its_container(reaper, engine, questions):
-    leave(engine)
-    questions.held.add("run-1")
-
-    assert look(reaper) == 0
-
-
-def test_a_running_container_is_never_touched(reaper, engine):
-    leave(engine, status="running")
-
-    assert look(reaper) == 0
-
-
-def test_a_young_container_may_still_be_somebodys(reaper, engine):
-    leave(engine, age_seconds=59)
+@pytest.mark.parametrize("status", ["exited", "created", "running", "paused"])
+def test_the_container_of_a_live_run_is_its_holders_whatever_the_epoch_on_the_label(
+    reaper, engine, questions, status
+):
+    container = leave(engine, status=status)
+    questions.live.add(RUN_ID)
 
     assert look(reaper) == 0
+    assert container.signals == []
+    assert reaper.pause_seconds == IDLE_INTERVAL_SECONDS
+
+
+@pytest.mark.parametrize("status", ["exited", "running"])
+def test_a_held_run_keeps_its_container(reaper, engine, questions, status):
+    container = leave(engine, status=status)
+    questions.held.add(RUN_ID)
+
+    assert look(reaper) == 0
+    assert container.signals == []
+    assert questions.asked == set()
+
+
+def test_what_still_runs_after_its_engine_was_given_up_is_stopped_and_removed(reaper, engine):
+    container = leave(engine, status="running")
+
+    assert look(reaper) == 1
+    assert container.signals == ["SIGTERM"]
+    assert engine.containers == {}
+
+
+def test_a_leftover_that_ignores_sigterm_is_killed_after_its_grace(reaper, engine, clock):
+    stubborn = Program(runs_on=True, ignores_sigterm=True)
+    container = leave(engine, status="running", program=stubborn)
+
+    look(reaper)
+    assert container.signals == ["SIGTERM"]
+    assert reaper.pause_seconds == STOPPING_INTERVAL_SECONDS
+    clock.now = GRACE_SECONDS
+    assert look(reaper) == 1
+
+    assert container.signals == ["SIGTERM", "SIGKILL"]
+
+
+def test_an_engine_that_refuses_a_signal_is_asked_again(reaper, engine, clock):
+    container = leave(engine, status="running", program=Program(runs_on=True))
+    engine.before["kill"] = rt.EngineRefused("server error")
+
+    look(reaper)
+    clock.now = GRACE_SECONDS
+    assert look(reaper) == 1
+
+    assert container.signals == ["SIGKILL"]
+
+
+def test_a_young_container_is_nobodys_leftover_yet(reaper, engine, questions):
+    leave(engine, age_seconds=19)
+
+    assert look(reaper) == 0
+    assert questions.asked == set()
+
+
+def test_a_label_that_is_no_runs_id_is_left_alone(reaper, engine, questions):
+    leave(engine, run_id="made-up")
+
+    assert look(reaper) == 0
+    assert questions.asked == set()
+
+
+@pytest.mark.component
+def test_on_a_real_engine_a_leftover_is_stopped_with_grace_and_removed(engine_client: docker.DockerClient):
+    instance, run_id = f"reaper-{uuid.uuid4().hex[:8]}", str(uuid.uuid4())
+    container = engine_client.containers.run(
+        "busybox",
+        ["sh", "-c", "trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done"],
+        detach=True,
+        labels={rt.LABEL_INSTANCE: instance, rt.LABEL_RUN: run_id, rt.LABEL_EPOCH: "1"},
+    )
+    reaper = Reaper(
+        runtime=DockerRuntime("unix:///var/run/docker.sock"),
+        sync=FakeQuestions(),
+        instance=instance,
+        now=lambda: datetime.now(UTC) + timedelta(minutes=1),
+    )
+    try:
+        wait_until(lambda: container.logs() == b"ready\n")
+        deadline = time.monotonic() + 8
+        while not reaper.run_once():
+            assert time.monotonic() < deadline, "the leftover is still there"
+            time.sleep(0.1)
+
+        with pytest.raises(docker.errors.NotFound):
+            container.reload()
+    finally:
+        for left in engine_client.containers.list(all=True, filters={"label": f"{rt.LABEL_INSTANCE}={instance}"}):
+            left.remove(force=True)
+
+
+@pytest.fixture
+def engine_client() -> Iterator[docker.DockerClient]:
+    """The real engine's client; `engine` is this file's fake."""
+    client = docker.from_env(timeout=30)
+    yield client
+    client.close()

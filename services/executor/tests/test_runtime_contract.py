@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import socketserver
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -133,6 +138,8 @@ def test_a_signal_reaches_a_running_container_only(runtime: rt.Runtime, create: 
     assert not runtime.kill(container_id, "SIGTERM")
     runtime.start(container_id)
     assert runtime.kill(container_id, "SIGTERM")
+    # A signal that comes before the container's init has taken its place is lost.
+    wait_until(lambda: not runtime.kill(container_id, "SIGTERM"))
     wait_until(lambda: _find(runtime, container_id).exited)
     assert _find(runtime, container_id).exit_code == 143
     assert not runtime.kill(container_id, "SIGTERM")
@@ -218,6 +225,56 @@ def test_an_engine_that_is_not_there_is_unavailable():
 
     with pytest.raises(rt.EngineUnavailable):
         runtime.describe()
+
+
+@pytest.mark.component
+@pytest.mark.parametrize(
+    ("status", "failure"),
+    [(500, rt.EngineFault), (503, rt.EngineUnavailable), (400, rt.EngineRefused), (409, rt.NameTaken)],
+)
+def test_an_engines_answer_says_whether_another_try_may_go_better(tmp_path: Path, status: int, failure: type):
+    with _answering(tmp_path / "docker.sock", status) as docker_host:
+        runtime = DockerRuntime(docker_host)
+
+        with pytest.raises(rt.RuntimeFailure) as raised:
+            runtime.create("name", {"Image": "busybox"})
+
+        assert type(raised.value) is failure
+        runtime.close()
+
+
+@contextmanager
+def _answering(path: Path, status: int) -> Iterator[str]:
+    """An engine that says its version, and answers everything else with this status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._send(200, {"ApiVersion": "1.41"})
+
+        def do_POST(self) -> None:
+            self._send(status, {"message": "no"})
+
+        def _send(self, code: int, body: Mapping[str, str]) -> None:
+            data = json.dumps(body).encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def address_string(self) -> str:
+            return "a socket"
+
+        def log_message(self, *_args: object) -> None:
+            """Quiet."""
+
+    with socketserver.ThreadingUnixStreamServer(str(path), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"unix://{path}"
+        server.shutdown()
+        thread.join()
 
 
 def _ignore(_end: rt.Interrupt) -> None:

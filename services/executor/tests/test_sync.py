@@ -114,6 +114,21 @@ def test_a_run_that_is_not_to_be_had_is_refused(bench: Bench):
     assert claim.refusal == "not_queued"
 
 
+def test_a_claimed_task_that_cannot_be_read_fails_instead_of_going_round_for_ever(bench: Bench):
+    row = bench.scheduler.add(timeoutSeconds="soon")
+    claim = bench.sync.claim(read_id(row))
+
+    bench.sync.run_once()
+    bench.sync.run_once()
+    bench.sync.run_once()
+
+    assert (claim.run, claim.refusal) == (None, "unreadable")
+    assert row.finished is not None
+    assert (row.finished["outcome"], row.finished["reason"]) == ("failed", "engine_error")
+    assert row.finished_reports == 1
+    assert bench.sync.held_count == 0
+
+
 def test_a_second_message_of_a_held_run_is_refused_here(bench: Bench):
     row = bench.scheduler.add()
     bench.claim(row)
@@ -320,13 +335,27 @@ def test_the_reapers_question_is_answered_with_the_next_sync(bench: Bench):
     row = bench.scheduler.add()
     bench.claim(row)
     run_id = row.task["runId"]
+    unknown = "00000000-0000-0000-0000-000000000000"
 
-    assert bench.sync.ask_live((run_id, 1)) is None
-    assert bench.sync.ask_live((run_id, 9)) is None
+    assert bench.sync.ask_live(run_id) is None
+    assert bench.sync.ask_live(unknown) is None
     bench.sync.run_once()
 
-    assert bench.sync.ask_live((run_id, 1)) is True
-    assert bench.sync.ask_live((run_id, 9)) is False
+    assert bench.sync.ask_live(run_id) is True
+    assert bench.sync.ask_live(unknown) is False
+
+
+def test_a_question_whose_answer_was_lost_stays_open(bench: Bench):
+    run_id = bench.scheduler.add().task["runId"]
+    bench.sync.ask_live(run_id)
+    bench.lose_answer = True
+    with pytest.raises(SchedulerAway):
+        bench.sync.run_once()
+
+    assert bench.sync.ask_live(run_id) is None
+    bench.lose_answer = False
+    bench.sync.run_once()
+    assert bench.sync.ask_live(run_id) is True
 
 
 def test_images_to_fetch_are_passed_on(bench: Bench):

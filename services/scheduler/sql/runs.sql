@@ -144,7 +144,7 @@ SELECT l.run_id, l.executor_id, l.boot_id, l.epoch, l.adopted, l.expires_at < no
 
 -- name: take_over_leases
 -- Of an earlier boot of its own at once. Of others when they ran out, unless that is because nobody could renew:
--- the database or the scheduler itself has only just come back.
+-- the database or the scheduler itself has only just come back. Whoever asks may be faster than the first beat then.
 WITH orphaned AS (
     SELECT l.run_id
       FROM scheduler.tasks t
@@ -154,7 +154,9 @@ WITH orphaned AS (
        AND ((l.executor_id = %(executor_id)s AND l.boot_id <> %(boot_id)s)
             OR (l.expires_at < now()
                 AND pg_postmaster_start_time() < now() - %(settle)s
-                AND EXISTS (SELECT FROM scheduler.parts WHERE name = 'http' AND since < now() - %(settle)s)))
+                AND EXISTS (
+                    SELECT FROM scheduler.parts
+                     WHERE name = 'http' AND since < now() - %(settle)s AND seen_at > now() - %(gap)s)))
      ORDER BY t.id
        FOR NO KEY UPDATE OF t, l SKIP LOCKED),
 taken AS (
@@ -169,6 +171,10 @@ UPDATE scheduler.runs r
   FROM taken
  WHERE r.id = taken.run_id AND r.status IN ('claimed', 'running', 'stopping')
 RETURNING r.id
+
+-- name: list_live_runs
+SELECT id FROM scheduler.runs
+ WHERE id = ANY (%(run_ids)s) AND status IN ('queued', 'claimed', 'running', 'stopping')
 
 -- name: list_specs
 SELECT t.id AS task_id, r.id AS run_id, t.user_id, r.number, t.image, t.command, t.args, t.entrypoint,
@@ -200,7 +206,8 @@ ON CONFLICT (name) DO UPDATE
 SELECT name, since, seen_at FROM scheduler.parts ORDER BY name
 
 -- name: lock_lost_runs
--- Engines that were silent for too long, counted only while the scheduler could have heard them.
+-- Engines that were silent for too long, counted only while the scheduler could have heard them. A task that
+-- says hold is waited for, unless nobody wants it any more: then no other run of it will follow.
 SELECT r.id AS run_id, r.task_id, r.number, r.status, r.epoch, r.executor_id, r.boot_id, r.stop_reason,
        r.claimed_at, r.started_at, t.status AS task_status, t.deleted_at IS NOT NULL AS is_deleted, t.lost_count,
        t.due_at, t.scheduled_at > t.created_at + interval '1 second' AS is_scheduled, r.request_id
@@ -211,6 +218,7 @@ SELECT r.id AS run_id, r.task_id, r.number, r.status, r.epoch, r.executor_id, r.
    AND NOT EXISTS (
        SELECT FROM scheduler.executors e
         WHERE e.engine_id = l.engine_id AND e.last_seen_at > now() - %(silence)s)
+   AND (t.on_executor_lost = 'retry' OR r.stop_requested_at IS NOT NULL OR t.deleted_at IS NOT NULL)
    AND pg_postmaster_start_time() < now() - %(silence)s
    AND EXISTS (
        SELECT FROM scheduler.parts

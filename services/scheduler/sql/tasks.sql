@@ -1,11 +1,13 @@
 -- name: create_task
 INSERT INTO scheduler.tasks (
     id, user_id, priority, name, labels, image, command, args, entrypoint, environment,
-    timeout_seconds, stop_grace_seconds, cpus, memory_mb, pids, network, scheduled_at, due_at, request_id
+    timeout_seconds, stop_grace_seconds, cpus, memory_mb, pids, network, on_executor_lost,
+    scheduled_at, due_at, request_id
 ) VALUES (
     %(id)s, %(user_id)s, %(priority)s, %(name)s, %(labels)s, %(image)s, %(command)s, %(args)s::text[],
     %(entrypoint)s::text[], %(environment)s,
     %(timeout_seconds)s, %(stop_grace_seconds)s, %(cpus)s, %(memory_mb)s, %(pids)s, %(network)s,
+    %(on_executor_lost)s,
     coalesce(%(scheduled_at)s, now()), greatest(%(scheduled_at)s, now()), %(request_id)s
 )
 -- The same insert again, after a broken connection: the first one was committed.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from libs.common.config import EXIT_BAD_CONFIG, load_config, masked
@@ -16,6 +18,7 @@ _ALL = {
 }
 _OPTIONAL = (
     "ENVIRONMENT",
+    "EXECUTOR_LOST_SECONDS",
     "HEALTH_PORT",
     "IMAGE_ALLOW_LIST",
     "LOG_LEVEL",
@@ -35,6 +38,7 @@ def environment(monkeypatch):
         "HEALTH_PORT",
         "LOG_LEVEL",
         "ENVIRONMENT",
+        "EXECUTOR_LOST_SECONDS",
     ):
         monkeypatch.delenv(name, raising=False)
     for name, value in _ALL.items():
@@ -91,11 +95,22 @@ def test_a_broker_of_another_kind_is_named(environment, capsys):
     assert "hush" not in printed
 
 
+@pytest.mark.parametrize("value", ["0", "9", "-300", "soon"])
+def test_an_engine_is_never_given_up_at_once(environment, capsys, value):
+    environment.setenv("EXECUTOR_LOST_SECONDS", value)
+
+    with pytest.raises(SystemExit):
+        load_config(read_loops_config)
+
+    assert "EXECUTOR_LOST_SECONDS" in capsys.readouterr().err
+
+
 def test_the_defaults_limit_a_task_as_the_api_does_and_allow_every_image(environment):
     config = load_config(read_http_config)
 
     assert (config.max_task_cpus, config.max_task_memory_mb, config.image_allow_list) == (64.0, 1_048_576, ())
-    assert load_config(read_loops_config).health_port == 8004
+    loops = load_config(read_loops_config)
+    assert (loops.health_port, loops.executor_lost) == (8004, timedelta(seconds=300))
 
 
 def test_the_allow_list_is_parted_by_commas(environment):

@@ -178,6 +178,28 @@ def test_runs_of_a_silent_engine_are_given_up_and_made_up_for(
     assert executor.sync()["released"] == [{"runId": publisher.sent[-1], "epoch": 1}]
 
 
+def test_a_task_that_says_hold_waits_for_its_engine_unless_nobody_wants_it_any_more(
+    user, executor, queue, make_sweeper, pool
+):
+    task, run_id = queue(onExecutorLost="hold")
+    unwanted, unwanted_run_id = queue(onExecutorLost="hold")
+    executor.claim(run_id, unwanted_run_id)
+    executor.start(run_id)
+    executor.start(unwanted_run_id)
+    user("POST", f"/api/tasks/{unwanted['id']}/cancel")
+    with pool.connection() as connection:
+        run_store.beat(connection, "http")
+    execute(pool, "UPDATE scheduler.parts SET since = now() - interval '1 hour'")
+    execute(pool, "UPDATE scheduler.leases SET expires_at = now() - interval '1 second'")
+
+    assert make_sweeper(executor_silence=timedelta(0)).close_lost_runs() == 1
+
+    assert user.get(unwanted["id"])["status"] == "cancelled"
+    assert user.get(task["id"])["status"] == "running"
+    executor.finish(run_id, result=b"after all")
+    assert user.get(task["id"])["result"] == "after all"
+
+
 def test_runs_of_an_engine_that_was_heard_of_are_not_given_up(
     user, executor, dispatcher, publisher, make_sweeper, pool
 ):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 
 import pytest
 import requests
@@ -51,6 +53,7 @@ def test_the_loops_start_dispatch_and_stop_in_order(
         broker_url=Secret(broker_url),
         users_url="http://127.0.0.1:1",
         internal_token=Secret("unused"),
+        executor_lost=timedelta(seconds=300),
         health_port=free_port,
     )
     shutdown = Shutdown()
@@ -69,6 +72,7 @@ def test_the_loops_start_dispatch_and_stop_in_order(
         assert requests.get(f"http://127.0.0.1:{free_port}/livez", timeout=5).status_code == 200
         metrics = requests.get(f"http://127.0.0.1:{free_port}/metrics", timeout=5).text
         assert "taskrunner_dispatched_total" in metrics
+        assert re.search(r"^taskrunner_dead_letters \d", metrics, re.MULTILINE), "the broker was asked"
     finally:
         shutdown.ask()
         process.join(20)

@@ -53,3 +53,13 @@ def test_the_schema_refuses_states_that_contradict_themselves(executor, queue, p
 
     with pytest.raises(psycopg.errors.CheckViolation):
         query(pool, f"UPDATE scheduler.{change}")
+
+
+def test_a_column_of_a_later_version_does_not_disturb_this_one(user, database):
+    task = user.create()
+    with psycopg.connect(database.owner_dsn) as connection:
+        connection.execute("ALTER TABLE scheduler.tasks ADD COLUMN of_a_later_version text")
+
+    assert user.get(task["id"])["id"] == task["id"]
+    assert user.create()["status"] == "pending"
+    assert len(user("GET", "/api/tasks/").json["items"]) == 2

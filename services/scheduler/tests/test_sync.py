@@ -20,6 +20,23 @@ def query(pool, text, *parameters):
         return connection.execute(text, parameters).fetchall()
 
 
+def test_an_executor_is_told_whether_a_run_is_live_whoever_holds_it(client, executor, queue):
+    _, queued = queue()
+    _, held = queue()
+    _, ended = queue()
+    executor.claim(held, ended)
+    executor.finish(ended)
+    unknown = str(uuid.uuid4())
+    colleague = FakeExecutor(client, name="e2")
+
+    asked = [queued, held, ended, unknown]
+    answers = colleague.sync(questions=[{"runId": run_id} for run_id in asked])["answers"]
+
+    assert answers == [
+        {"runId": run_id, "live": live} for run_id, live in zip(asked, (True, True, False, False), strict=True)
+    ]
+
+
 def test_the_internal_api_wants_the_service_token(client, user):
     for headers in [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer ünï"}]:
         answer = client.post("/internal/executors/sync", json={}, headers=headers)

@@ -129,3 +129,15 @@ def test_nobody_takes_over_right_after_a_restart(make_client, executor, queue, p
 
     assert colleague.sync()["adopt"] == []
     assert executor.sync()["released"] == []
+
+
+def test_nobody_takes_over_before_the_scheduler_has_noted_that_it_is_back(settled_client, executor, queue, pool):
+    _, run_id = queue()
+    executor.claim(run_id)
+    colleague = FakeExecutor(settled_client, name="e2", engine=executor.engine)
+    expire_leases(pool)
+    with pool.connection() as connection:
+        connection.execute("UPDATE scheduler.parts SET seen_at = now() - interval '21 seconds'")
+
+    assert colleague.sync()["adopt"] == []
+    assert executor.sync()["released"] == []

@@ -41,6 +41,7 @@ def test_a_task_is_created_with_the_defaults(user):
         "priority": 5,
         "resources": {"cpus": 1.0, "memoryMb": 256, "pids": 128},
         "network": "egress",
+        "onExecutorLost": "retry",
         "result": None,
         "errorMsg": None,
         "exitCode": None,
@@ -67,6 +68,7 @@ def test_everything_about_a_task_comes_back_as_it_was_sent(user):
         "stopGraceSeconds": 0,
         "resources": {"cpus": 0.05, "memoryMb": 16, "pids": 1},
         "network": "none",
+        "onExecutorLost": "hold",
         "scheduledAt": format_time(utc_now() + timedelta(days=365 * 5 - 1)),
     }
 
@@ -146,6 +148,8 @@ def test_the_collection_works_with_and_without_the_final_slash(user, path):
         ({"resources": {"gpus": 1}}, "resources"),
         ({"resources": None}, "resources"),
         ({"network": "host"}, "network"),
+        ({"onExecutorLost": "pray"}, "onExecutorLost"),
+        ({"onExecutorLost": None}, "onExecutorLost"),
         ({"network": None}, "network"),
         ({"userId": "me"}, "userId"),
         ({"userId": 5}, "userId"),
@@ -284,7 +288,7 @@ def test_the_operators_limits_are_checked_and_the_defaults_fit_them(make_client)
 
     assert answer.status_code == 422
     assert set(answer.json["errors"]) == {"image", "resources"}
-    assert set(answer.json["errors"]["resources"]) == {"cpus", "memoryMb"}
+    assert [message.split(":")[0] for message in answer.json["errors"]["resources"]] == ["cpus", "memoryMb"]
     assert user.create()["resources"] == {"cpus": 0.5, "memoryMb": 128, "pids": 128}
 
 
