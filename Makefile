@@ -59,7 +59,7 @@ keys: ## Make a signing key: make keys KID=2027-01
 .PHONY: test test-unit test-component test-integration faults soak lint check tidy bench requirements
 
 test: $(VENV_STAMP) ## Run all tests, against real servers and a composed system of their own
-	@deploy/with_test_stack.sh $(BIN)/pytest libs services deploy tests $(ARGS)
+	@deploy/with_test_stack.sh $(BIN)/pytest --numprocesses 2 libs services deploy tests $(ARGS)
 
 test-unit: $(VENV_STAMP) ## Run the tests that need nothing: seconds
 	@$(BIN)/pytest libs services deploy tests -m 'not component and not integration and not faults' $(ARGS)

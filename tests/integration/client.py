@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
 
 from tests.integration.polling import wait_until
 
@@ -27,6 +29,9 @@ class Api:
         self.url = url
         self.token = token
         self._session = requests.Session()
+        # The gateway closes a connection that was idle for 30 s, perhaps just as it is used again.
+        reads = Retry(total=2, allowed_methods={"GET"}, backoff_factor=0.1, respect_retry_after_header=False)
+        self._session.mount(url, HTTPAdapter(max_retries=reads))
 
     def call(self, method: str, path: str, **options: Any) -> requests.Response:
         """The answer, whatever its status. `token=…` speaks for somebody else this once."""

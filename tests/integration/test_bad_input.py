@@ -93,7 +93,7 @@ def test_a_body_of_two_megabytes_is_413(careless: User, path: str):
         ("scheduledAt", "9999-12-31T23:59:59Z"),
         ("scheduledAt", "9999-12-31T23:59:59-23:59"),
         ("scheduledAt", "0001-01-01T00:00:00+23:59"),
-        ("scheduledAt", in_seconds(-120)),
+        pytest.param("scheduledAt", in_seconds(-120), id="scheduledAt-two minutes ago"),
         ("name", "x" * 101),
         ("name", 7),
         ("name", "nul\0"),

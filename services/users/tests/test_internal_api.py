@@ -16,7 +16,7 @@ pytestmark = pytest.mark.component
 PATHS = [
     ("POST", "/internal/sessions/check"),
     ("POST", "/internal/tokens/exchange"),
-    ("GET", f"/internal/users/{uuid.uuid4()}"),
+    ("GET", "/internal/users/7b0adfe3-8294-4655-b760-9100915a1b1c"),
     ("GET", "/internal/deletions?since=2026-01-01T00:00:00Z"),
 ]
 
