@@ -12,6 +12,7 @@ pytestmark = pytest.mark.component
 
 EVERYTHING = {"id", "name", "email", "roles", "enabled", "createdAt", "updatedAt"}
 NEW_PASSWORD = "another horse"
+UNKNOWN_ID = "7b0adfe3-8294-4655-b760-9100915a1b1c"
 
 
 def unknown() -> str:
@@ -39,7 +40,7 @@ def test_collections_work_with_and_without_the_final_slash(admin, path: str):
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("POST", "/api/users/"), ("GET", "/api/users/"), ("PUT", "/api/users/role/7b0adfe3-8294-4655-b760-9100915a1b1c")],
+    [("POST", "/api/users/"), ("GET", "/api/users/"), ("PUT", f"/api/users/role/{UNKNOWN_ID}")],
 )
 def test_admin_paths_are_403_for_users_and_401_without_a_token(api: Api, ada, method: str, path: str):
     as_user = api.call(method, path, {}, token=ada.token)
@@ -79,7 +80,7 @@ def test_a_bad_token_is_401_even_where_none_is_needed(api: Api, ada):
     assert response.status_code == 401
 
 
-@pytest.mark.parametrize("user_id", ["7b0adfe3-8294-4655-b760-9100915a1b1c", "1", "x" * 300, "%00", "..%2f..", "role"])
+@pytest.mark.parametrize("user_id", [UNKNOWN_ID, "1", "x" * 300, "%00", "..%2f..", "role"])
 def test_unknown_ids_and_ids_that_are_none_are_404(api: Api, admin, user_id: str):
     path = f"/api/users/{user_id}"
 
