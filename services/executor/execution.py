@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import structlog
 
+from libs.common import failpoints
 from libs.common.clock import utc_now
 from services.executor import runtime as rt
 from services.executor.container_options import container_options
@@ -109,6 +110,7 @@ class Execution:
         try:
             container_id = self._close(begin)
             self._wait_settled()
+            failpoints.reach("container_not_removed")
             self._tools.spool.forget(str(self._run.spec.run_id))
             if container_id is not None:
                 self._remove(container_id)
@@ -130,6 +132,7 @@ class Execution:
         except _Ended as ended:
             self._report(ended.outcome, None, ended.container_id)
             return ended.container_id
+        failpoints.reach("container_exited")
         self._tools.stops.unwatch(self._run)
         outcome = decide_outcome(
             state,
@@ -150,6 +153,7 @@ class Execution:
             return self._take_over_container(adopt.state)
         # Whatever was wrong with the engine before is over, and didn't touch this container.
         self._gap_began = None
+        failpoints.reach("container_started")
         log.info("run_started", attempt=self._run.spec.number, container_id=container_id[:12])
         self._watch(container_id, utc_now())
         return container_id
@@ -161,6 +165,7 @@ class Execution:
         pulled = False
         while True:
             self._check_may_begin()
+            failpoints.reach("container_not_created")
             try:
                 with _phase("create"):
                     return self._runtime.create(str(spec.task_id), options)
@@ -252,6 +257,7 @@ class Execution:
         except _Ended as ended:
             raise _Ended(ended.outcome, container_id) from ended
         self._attach(container_id)
+        failpoints.reach("container_not_started")
         try:
             with _phase("start"):
                 self._runtime.start(container_id)

@@ -10,6 +10,7 @@ from typing import Literal
 
 import structlog
 
+from libs.common import failpoints
 from libs.common.clock import utc_now
 from services.executor.held_run import HeldRun
 from services.executor.outcome import StopReason
@@ -147,6 +148,7 @@ class Stopper:
         if run.released:
             watched.retry_at = time.monotonic() + IDLE_SECONDS
             return
+        failpoints.reach("signal_not_sent")
         try:
             delivered = self._runtime.kill(watched.container_id, step.signal)
         except (EngineUnavailable, RuntimeFailure) as error:

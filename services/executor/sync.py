@@ -16,6 +16,7 @@ from uuid import UUID
 
 import structlog
 
+from libs.common import failpoints
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport, lease_clock
 from services.executor.metrics import SYNC_DURATION
 from services.executor.output import CHUNK_BYTES, Output
@@ -332,6 +333,7 @@ class Sync:
         for run, report in request.started:
             if (*run.key, "started") in settled and run.started is report:
                 run.started = None
+                failpoints.reach("start_reported")
         for run in request.finished:
             answer = settled.get((*run.key, "finished"))
             if answer is None:

@@ -18,6 +18,7 @@ from uuid import UUID
 
 import structlog
 
+from libs.common import failpoints
 from libs.common.messages import RunMessage
 from libs.common.postgres import Connection, Pool, in_transaction, on_connection
 from libs.common.publisher import Outgoing, Publishes
@@ -104,12 +105,14 @@ class Dispatcher:
         loop_store.queue_tasks(
             connection, due, [run.run_id for run in runs], publish_within=self._config.publish_within
         )
+        failpoints.reach("run_not_committed")
         return runs
 
     def _publish(self, runs: Sequence[QueuedRun]) -> int:
         """Outside any transaction: the broker may take its time. Returns how many it confirmed."""
         if not runs:
             return 0
+        failpoints.reach("run_not_published")
         confirmed = self._publisher.publish(
             [Outgoing(RunMessage(run.run_id, run.task_id), run.request_id) for run in runs],
             timeout_seconds=self._config.publish_timeout.total_seconds(),
@@ -118,6 +121,7 @@ class Dispatcher:
         if len(published) < len(runs):
             PUBLISH_FAILURES.inc(len(runs) - len(published))
             log.warning("runs_not_published", runs=len(runs) - len(published))
+        failpoints.reach("run_published")
         self._mark_published([run.run_id for run in published])
         for run in published:
             log.info(
