@@ -29,11 +29,28 @@ _SILENCE_LIMITS = {
     "keepalives_count": 2,
 }
 
+# The other way round: a process that froze or was cut off in the middle of a transaction holds its locks. All
+# others would wait for it, however many replicas there are, so the server ends such a session.
+_SESSION_OPTIONS = " ".join(
+    f"-c {setting}"
+    for setting in (
+        "statement_timeout=30s",
+        "lock_timeout=10s",
+        "idle_in_transaction_session_timeout=10s",
+        "timezone=UTC",
+    )
+)
+
 _NAME = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
-_TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError)
+_TRANSIENT = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    # The end of a session too, though psycopg counts it among the server's own faults.
+    psycopg.errors.IdleInTransactionSessionTimeout,
+)
 
 # What a caller sees while the database is away; http_errors answers 503.
-DATABASE_DOWN = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+DATABASE_DOWN = (*_TRANSIENT, PoolTimeout)
 
 
 def read_database_url(env: Env, name: str) -> Secret:
@@ -51,7 +68,7 @@ def open_pool(dsn: str, *, name: str, max_size: int, wait_seconds: float = 5.0) 
 
     Open it after the fork. Each connection is checked when it is handed out, since a pool otherwise hands out
     dead ones after the database's restart. `wait_seconds` bounds how long a caller waits for one (PoolTimeout).
-    One whose server has been silent for 10 s is given up.
+    One whose server has been silent for 10 s is given up; so is, by the server, a transaction whose client has.
     """
     pool = ConnectionPool(
         dsn,
@@ -70,7 +87,7 @@ def open_pool(dsn: str, *, name: str, max_size: int, wait_seconds: float = 5.0) 
             "application_name": name,
             "connect_timeout": 5,
             **_SILENCE_LIMITS,
-            "options": "-c statement_timeout=30s -c lock_timeout=10s -c timezone=UTC",
+            "options": _SESSION_OPTIONS,
         },
     )
     pool.open(wait=False)

@@ -1,8 +1,8 @@
 """A TCP proxy between two parts of the system that does what networks do: delay, go silent, break.
 
 All proxies of a process are served by one thread with one event loop, since a test has dozens of them. Silence is
-as of a cut cable behind a switch: nothing passes, nothing is closed, a new connection is taken and stays silent; what
-was sent meanwhile passes when it is over, as retransmitted packets do.
+as of a cut cable behind a switch: nothing passes, nothing is closed, a new connection is taken and stays silent;
+what was sent meanwhile passes when it is over, as retransmitted packets do.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class TcpProxy:
         except OSError:
             _reset_both(connection)
         except asyncio.CancelledError:
-            # Somebody broke the connection on purpose. A client that doesn't know speaks to nobody until it leaves.
+            # Somebody broke it on purpose. A client that doesn't know speaks to nobody until it leaves.
             if connection.server is None:
                 await _swallow(reader)
         finally:
@@ -162,7 +162,7 @@ class TcpProxy:
                     await asyncio.sleep(self._delay_seconds)
                 await self._passing.wait()
                 if limited is not None:
-                    data = _take(limited, data)  # noqa: PLW2901
+                    data = _take(limited, data)
                 writer.write(data)
                 await writer.drain()
                 if limited is not None and limited.bytes_left == 0:

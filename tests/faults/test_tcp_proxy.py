@@ -1,4 +1,4 @@
-"""Against an echo server on the loopback, since a proxy that doesn't do what it says would make other tests pass."""
+"""Against an echo server: a proxy that doesn't do what it says would make other tests pass."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_a_connection_ends_after_so_many_bytes_and_the_next_one_too(proxy: TcpPr
 def test_a_server_that_is_not_there_is_a_reset_for_the_client(loop: ProxyLoop):
     with closing(socket.socket()) as unused:
         unused.bind(("127.0.0.1", 0))
-        with closing(TcpProxy(loop, host="127.0.0.1", port=unused.getsockname()[1])) as proxy:
-            # It may come so soon that the client is still connecting.
-            with pytest.raises(ConnectionResetError), closing(connect(proxy)) as client:
-                client.recv(1)
+        proxy = TcpProxy(loop, host="127.0.0.1", port=unused.getsockname()[1])
+        # It may come so soon that the client is still connecting.
+        with closing(proxy), pytest.raises(ConnectionResetError), closing(connect(proxy)) as client:
+            client.recv(1)
