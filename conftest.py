@@ -11,7 +11,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = ["tests.servers"]
 
-NETWORK_MARKERS = ("component", "integration", "faults", "failpoints")
+NETWORK_MARKERS = ("component", "integration", "faults", "failpoints", "mutations")
 
 # A busy machine is slow, and no test is about time.
 hypothesis.settings.register_profile("task-runner", deadline=None)

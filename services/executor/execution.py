@@ -226,6 +226,8 @@ class Execution:
         if not (state.exited or state.never_started):
             self._wait_leftover()
             return None
+        # Whoever slept through its lease meets the container of the run that came after: it isn't ours to clear.
+        self._check_may_begin()
         try:
             self._ask(lambda: self._runtime.remove(state.container_id))
         except rt.ContainerRuns as error:

@@ -141,7 +141,7 @@ TABLE: Mapping[str, Crash] = {
             failpoint="run_delivered",
             name="message_lost",
             also=World.wipe_broker,
-            within=_all(61.0),
+            within=_all(60.0),
             recovered=is_claimed,
         ),
         Crash(

@@ -113,17 +113,26 @@ class Matrix:
                 result.set_exception(failure)
                 # What it printed stays, and the next trial gets a world that nothing has gone wrong in.
                 if world is not None:
-                    world.close()
+                    self._close(world)
                     world = None
             self._note(trial, result)
         if world is not None:
             self._leave(world)
 
+    def _close(self, world: World) -> None:
+        try:
+            world.close()
+        except Exception as failure:  # noqa: BLE001  The trials that wait need this thread.
+            self._write(f"{world.instance} not closed: {failure!r}")
+
     def _note(self, trial: Trial, result: Future[float]) -> None:
         failure = result.exception()
         said = f"{result.result():.1f} of {trial.within:g} s" if failure is None else f"{failure!r}"[:1000]
+        self._write(f"{trial.id} {said}")
+
+    def _write(self, line: str) -> None:
         with self._seen.open("a") as seen:
-            seen.write(f"{utc_now():%H:%M:%S} {trial.id} {said}\n")
+            seen.write(f"{utc_now():%H:%M:%S} {line}\n")
 
     def _leave(self, world: World) -> None:
         left: Future[None] = Future()
@@ -134,7 +143,7 @@ class Matrix:
         except BaseException as failure:  # noqa: BLE001  It is raised again in its test.
             left.set_exception(failure)
         self._left.append(left)
-        world.close()
+        self._close(world)
         if left.exception() is None:
             world.forget()
 

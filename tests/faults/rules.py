@@ -144,6 +144,7 @@ def _keep_what_nobody_looks_after(world: World) -> float:
     wait_until(lambda: _is_held(world, task_id), what="the run was held again", every=0.2)
     seconds = time.monotonic() - began
 
+    assert len(world.list_runs(task_id)) == 1, "it was closed without proof"
     _end_counting(world, task_id)
     judge(world, task_id, runs=["completed"])
     return seconds

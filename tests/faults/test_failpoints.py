@@ -6,11 +6,9 @@ Kills are part of `make faults`. All cases run at once, in several worlds; a tes
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,8 +17,6 @@ from tests.faults.case import Case
 from tests.faults.crash_table import KILL, RESTART, TABLE
 from tests.faults.matrix import MakeWorld, Matrix, read_repeat, read_world_count
 from tests.faults.rules import CHECKS, Rule
-from tests.faults.tcp_proxy import ProxyLoop
-from tests.faults.users_stub import UsersStub
 from tests.faults.world import Ground, World
 from tests.servers import MakeDatabase, MakeVhosts
 
@@ -41,13 +37,6 @@ def is_quick(case: Case) -> bool:
 
 def mark(case: Case) -> pytest.MarkDecorator | tuple[pytest.MarkDecorator, ...]:
     return (pytest.mark.failpoints, pytest.mark.faults) if is_quick(case) else pytest.mark.failpoints
-
-
-@pytest.fixture(scope="session")
-def ground(redis_url: str) -> Iterator[Ground]:
-    with closing(ProxyLoop()) as loop, closing(UsersStub()) as users:
-        folder = Path(tempfile.mkdtemp(prefix="failpoints-"))
-        yield Ground(loop=loop, users=users, redis_url=redis_url, folder=folder)
 
 
 @pytest.fixture(scope="session")
