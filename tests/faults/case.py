@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from datetime import datetime
 
 import requests
 
@@ -140,23 +141,23 @@ def _measure(world: World, hit: Part, creation: Creation, case: Case) -> float:
     crash, fault = case.crash, case.fault
     strike.strike(world, [hit], fault)
     struck_at = time.monotonic()
-    counted_from = struck_at
+    counted_from, since = struck_at, world.now()
     recovered_at: float | None = None
     if strike.lasts(fault):
         over_at = struck_at + strike.SECONDS
         while recovered_at is None and not crash.alone and time.monotonic() < over_at:
-            if _is_recovered(world, creation, crash, hit):
+            if _is_recovered(world, creation, crash, since):
                 recovered_at = time.monotonic()
             time.sleep(LOOK_SECONDS)
         time.sleep(max(0.0, over_at - time.monotonic()))
         strike.end(world, [hit], fault)
-        counted_from = time.monotonic() if crash.alone else struck_at
     elif crash.alone:
         hit.wait_ready()
-        counted_from = time.monotonic()
+    if crash.alone:
+        counted_from, since = time.monotonic(), world.now()
     give_up_at = counted_from + case.within + GRACE_SECONDS
     while recovered_at is None:
-        if _is_recovered(world, creation, crash, hit):
+        if _is_recovered(world, creation, crash, since):
             recovered_at = time.monotonic()
         elif time.monotonic() > give_up_at:
             task_id = creation.find_task()
@@ -166,7 +167,7 @@ def _measure(world: World, hit: Part, creation: Creation, case: Case) -> float:
     return recovered_at - counted_from
 
 
-def _is_recovered(world: World, creation: Creation, crash: Crash, hit: Part) -> bool:
+def _is_recovered(world: World, creation: Creation, crash: Crash, since: datetime) -> bool:
     task_id = creation.find_task()
     if task_id is None:
         return False
@@ -177,8 +178,9 @@ def _is_recovered(world: World, creation: Creation, crash: Crash, hit: Part) -> 
         # The engine is asked only when nothing else is left to wait for.
         has_container=not task["finished_at"] or bool(world.list_containers(task_id)),
         is_answered=creation.is_answered,
+        since=since,
     )
-    return crash.recovered(view, hit.name)
+    return crash.recovered(view)
 
 
 def _end_by_hand(world: World, task_id: str, crash: Crash) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 from tests.faults.world import COUNTING, QUICK, STUBBORN, Row, World
 
 KILL, RESTART, FREEZE, CUT = "kill", "restart", "freeze", "cut"
 
+LEASE = timedelta(seconds=30)
 TERMINAL = ("completed", "failed", "cancelled")
 
 
@@ -21,41 +23,45 @@ class View:
     runs: Sequence[Row]
     has_container: bool
     is_answered: bool
+    # By the database's clock: from when the seconds count.
+    since: datetime
 
     @property
     def has_ended(self) -> bool:
         return self.task["status"] in TERMINAL
 
 
-Recovered = Callable[[View, str], bool]
+Recovered = Callable[[View], bool]
 
 
-def is_answered(view: View, hit: str) -> bool:
+def is_answered(view: View) -> bool:
     return view.is_answered
 
 
-def is_published(view: View, hit: str) -> bool:
+def is_published(view: View) -> bool:
     return any(run["published_at"] is not None or run["status"] != "queued" for run in view.runs)
 
 
-def is_claimed(view: View, hit: str) -> bool:
+def is_claimed(view: View) -> bool:
     return any(run["status"] != "queued" for run in view.runs)
 
 
-def has_started(view: View, hit: str) -> bool:
-    return any(run["started_at"] is not None for run in view.runs)
+def is_asked_for_again(view: View) -> bool:
+    """The executor has said that it wants the run, and was told that it has it."""
+    renewed = any(run["expires_at"] is not None and run["expires_at"] >= view.since + LEASE for run in view.runs)
+    return renewed or view.has_ended
 
 
-def is_held_again(view: View, hit: str) -> bool:
+def is_held_again(view: View) -> bool:
     """By somebody who is there: another executor, or another start of the one that was hit."""
     return view.has_ended or any(run["epoch"] > 1 and run["is_held"] for run in view.runs)
 
 
-def has_ended(view: View, hit: str) -> bool:
+def has_ended(view: View) -> bool:
     return view.has_ended
 
 
-def is_cleared_away(view: View, hit: str) -> bool:
+def is_cleared_away(view: View) -> bool:
     return view.has_ended and not view.has_container
 
 
@@ -148,14 +154,14 @@ TABLE: Mapping[str, Crash] = {
             row="claim not committed",
             failpoint="claim_not_committed",
             within=_only_one(5.0),
-            recovered=has_started,
+            recovered=is_asked_for_again,
             alone=True,
         ),
         Crash(
             row="claim granted, its answer lost",
             failpoint="claim_committed",
             within=_only_one(5.0),
-            recovered=has_started,
+            recovered=is_asked_for_again,
             alone=True,
         ),
         Crash(

@@ -30,7 +30,7 @@ from psycopg.rows import dict_row
 from libs.common.topology import DEAD_QUEUE, RUNS_QUEUE
 from services.executor.network_guard import GuardSettings, task_network
 from services.executor.runtime import LABEL_INSTANCE, LABEL_TASK
-from services.executor.tests.guard_rules import remove_rules
+from services.executor.tests.guard_rules import GUARD_IMAGE, remove_rules
 from tests.faults.oracle import Journal
 from tests.faults.part import Part, find_free_port
 from tests.faults.tcp_proxy import ProxyLoop, TcpProxy
@@ -168,14 +168,19 @@ class World:
     def query(self, text: str, **parameters: Any) -> list[dict[str, Any]]:
         return self._database.execute(text, parameters).fetchall()
 
+    def now(self) -> datetime:
+        """By the database's clock."""
+        moment: datetime = self.query("SELECT now() AS now")[0]["now"]
+        return moment
+
     def read_task(self, task_id: str) -> Row:
         (task,) = self.query("SELECT * FROM scheduler.tasks WHERE id = %(id)s", id=task_id)
         return task
 
     def list_runs(self, task_id: str) -> Sequence[Row]:
-        """With the holder's time that is left, None when nobody holds it."""
+        """In order, each with its lease's end, None when nobody has held it or it has closed."""
         return self.query(
-            "SELECT r.*, l.expires_at > now() AS is_held FROM scheduler.runs r"
+            "SELECT r.*, l.expires_at, l.expires_at > now() AS is_held FROM scheduler.runs r"
             " LEFT JOIN scheduler.leases l ON l.run_id = r.id WHERE r.task_id = %(id)s ORDER BY r.number",
             id=task_id,
         )
@@ -335,7 +340,7 @@ class World:
                 EXECUTOR_ID=name,
                 EXECUTOR_SLOTS="2",
                 EXECUTOR_SPOOL_DIR=str(self.folder / "spool"),
-                GUARD_IMAGE=os.environ.get("TASKRUNNER_IMAGE") or "taskrunner:dev",
+                GUARD_IMAGE=GUARD_IMAGE,
                 HEALTH_PORT=str(ports[name]),
             )
             for name in EXECUTORS

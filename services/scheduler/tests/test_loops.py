@@ -133,7 +133,7 @@ def test_what_the_broker_did_not_confirm_is_published_again(user, executor, disp
 
     publisher.confirms = True
     assert sweeper.publish_again() == 0, "it isn't time yet"
-    execute(pool, "UPDATE scheduler.runs SET next_publish_at = next_publish_at - interval '14 seconds'")
+    execute(pool, "UPDATE scheduler.runs SET next_publish_at = next_publish_at - interval '13 seconds'")
     assert sweeper.publish_again() == 1
 
     assert user.get(task["id"])["waiting"]["code"] == "slot"
@@ -155,7 +155,7 @@ def test_a_run_that_nobody_claims_is_published_again_after_growing_pauses(
         execute(pool, "UPDATE scheduler.runs SET next_publish_at = now()")
         assert sweeper.publish_again() == 1
 
-    assert pauses == [58, 116, 232]
+    assert pauses == [55, 110, 220]
 
 
 def test_runs_of_a_silent_engine_are_given_up_and_made_up_for(
