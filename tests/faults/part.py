@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import requests
@@ -17,6 +17,10 @@ import requests
 from tests.integration.polling import wait_until
 
 READY_SECONDS = 60.0
+
+# The kernel's letters for what doesn't run and won't by itself: proc(5).
+DEAD = "XZ"
+FROZEN = DEAD + "T"
 
 
 class Part:
@@ -75,15 +79,32 @@ class Part:
         wait_until(look, what=f"{self.name} was ready; see {self._log}", seconds=READY_SECONDS, every=0.1)
 
     def kill(self) -> None:
+        """At its return nothing of it runs any more, nor does a worker."""
         if self._process is not None:
             self._signal(signal.SIGKILL)
             self._process.wait()
+            self._wait_states(DEAD, what=f"{self.name} was dead")
 
     def freeze(self) -> None:
+        """At its return none of its threads runs: a busy machine takes a while to stop them all."""
         self._signal(signal.SIGSTOP)
+        self._wait_states(FROZEN, what=f"{self.name} was frozen")
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
+
+    def _wait_states(self, states: str, *, what: str) -> None:
+        wait_until(lambda: set(self._list_states()) <= set(states), what=what, every=0.01)
+
+    def _list_states(self) -> Iterator[str]:
+        """The kernel's letter for each thread of the group."""
+        assert self._process is not None
+        for path in Path("/proc").glob("[0-9]*/task/[0-9]*/stat"):
+            # Others come and go while they are looked at.
+            with contextlib.suppress(OSError):
+                state, _parent, group = path.read_text().rpartition(")")[2].split()[:3]
+                if int(group) == self._process.pid:
+                    yield state
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:
