@@ -41,7 +41,10 @@ def mark(case: Case) -> pytest.MarkDecorator | tuple[pytest.MarkDecorator, ...]:
 
 @pytest.fixture(scope="session")
 def make_world(ground: Ground, make_shared_database: MakeDatabase, make_vhosts: MakeVhosts) -> MakeWorld:
-    """For any thread. Those that are surely wanted have their virtual hosts made at once."""
+    """For any thread. Those that are surely wanted have their virtual hosts made at once.
+
+    They start one after the other: all at once they would keep the machine busy for a minute.
+    """
     lock = threading.Lock()
     urls = make_vhosts([f"world-{number}" for number in range(read_world_count())])
 
@@ -49,7 +52,13 @@ def make_world(ground: Ground, make_shared_database: MakeDatabase, make_vhosts: 
         with lock:
             broker_url = urls.pop() if urls else make_vhosts([f"world-{uuid.uuid4().hex}"])[0]
             database = make_shared_database("scheduler")
-        return World(ground, database=database, broker_url=broker_url)
+            world = World(ground, database=database, broker_url=broker_url)
+            try:
+                world.start()
+            except BaseException:
+                world.close()
+                raise
+        return world
 
     return make
 
