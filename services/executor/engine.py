@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 
 import structlog
@@ -56,10 +55,6 @@ class EngineMonitor:
     def info(self) -> EngineInfo | None:
         """What the engine said of itself when it last answered."""
         return self._info
-
-    @property
-    def started_at(self) -> datetime | None:
-        return self._info.started_at if self._info else None
 
     def lost(self, error: EngineUnavailable) -> None:
         """A call wasn't answered: nothing new begins until the engine has been looked at."""

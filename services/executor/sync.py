@@ -144,6 +144,14 @@ class Sync:
         with self._condition:
             return self._holds(run_id)
 
+    def break_stream(self, run_id: str) -> None:
+        """Have the run's thread look at its container instead of waiting for more output."""
+        with self._condition:
+            following = [run for run in self._held.values() if str(run.spec.run_id) == run_id and not run.finished]
+        for run in following:
+            log.warning("stream_broken_off", **run.log_ids)
+            run.break_stream()
+
     def wait_first(self, seconds: float) -> bool:
         """True when the scheduler has answered once."""
         return self._first_success.wait(seconds)

@@ -33,9 +33,6 @@ class Stops(Protocol):
 class EngineWatch(Protocol):
     """What is known of the engine, shared by all threads."""
 
-    @property
-    def started_at(self) -> datetime | None: ...
-
     def lost(self, error: rt.EngineUnavailable) -> None: ...
 
     def wait_up(self, seconds: float) -> bool: ...

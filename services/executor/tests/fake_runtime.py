@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from services.executor import runtime as rt
 
@@ -16,12 +16,14 @@ IMAGE_ID = "sha256:" + "1" * 64
 
 @dataclass(frozen=True)
 class Program:
-    """What a container does: writes, then ends with a code, or goes on until it is killed."""
+    """What a container does: writes, then ends with a code after `seconds`, or goes on until it is killed."""
 
     output: Sequence[tuple[rt.Stream, bytes]] = ()
     exit_code: int = 0
     runs_on: bool = False
+    seconds: float = 0.0
     ignores_sigterm: bool = False
+    sigterm_exit_code: int = 143
     oom_killed: bool = False
     refused: str | None = None
 
@@ -36,6 +38,15 @@ PROGRAMS: Mapping[tuple[str, ...], Program] = {
         [("stdout", b"ready\n")], runs_on=True, ignores_sigterm=True
     ),
 }
+
+
+@dataclass(frozen=True)
+class JournalEntry:
+    """One start or end of a container, as it truly was, whatever the engine told anybody of it."""
+
+    event: Literal["start", "end"]
+    name: str
+    container_id: str
 
 
 @dataclass
@@ -68,11 +79,13 @@ class FakeEngine:
         self.registry: dict[str, rt.RuntimeFailure | None] = {}
         self.programs = dict(PROGRAMS)
         self.down = False
+        self.began: datetime | None = None
         self.broken_streams = 0
         self.before: dict[str, Exception | Callable[[], None]] = {}
         self.after: dict[str, Exception | Callable[[], None]] = {}
         self.calls: list[str] = []
         self.history: list[FakeContainer] = []
+        self.journal: list[JournalEntry] = []
 
     def add(self, name: str, **changes: Any) -> FakeContainer:
         """A container that somebody made."""
@@ -99,7 +112,12 @@ class FakeEngine:
             container.status = "running"
             container.started_at = datetime.now(UTC)
             container.output.extend(container.program.output)
-            if not container.program.runs_on:
+            self.journal.append(JournalEntry("start", container.name, container.container_id))
+            if container.program.seconds:
+                timer = threading.Timer(container.program.seconds, self._end_by_itself, (container,))
+                timer.daemon = True
+                timer.start()
+            elif not container.program.runs_on:
                 self.finish(container, container.program.exit_code)
             self.changed.notify_all()
 
@@ -113,7 +131,28 @@ class FakeEngine:
             container.status = "exited"
             container.exit_code = exit_code
             container.finished_at = datetime.now(UTC)
+            self.journal.append(JournalEntry("end", container.name, container.container_id))
             self.changed.notify_all()
+
+    def _end_by_itself(self, container: FakeContainer) -> None:
+        with self.changed:
+            if container.status == "running":
+                self.finish(container, container.program.exit_code)
+
+    def check_journal(self) -> None:
+        """No container was ever started twice, and no two of one name were at work at a time."""
+        with self.changed:
+            entries = list(self.journal)
+        started: set[str] = set()
+        at_work: dict[str, str] = {}
+        for entry in entries:
+            if entry.event == "end":
+                at_work.pop(entry.name, None)
+                continue
+            assert entry.container_id not in started, f"{entry.name} was started twice"
+            assert entry.name not in at_work, f"two containers of {entry.name} were at work at a time"
+            started.add(entry.container_id)
+            at_work[entry.name] = entry.container_id
 
     def break_streams(self) -> None:
         """All open streams end as when the engine goes away."""
@@ -138,7 +177,7 @@ class FakeRuntime:
 
     def describe(self) -> rt.EngineInfo:
         self._enter("describe")
-        return rt.EngineInfo(engine_id="engine-1", host="here", version="0", started_at=None)
+        return rt.EngineInfo(engine_id="engine-1", host="here", version="0")
 
     def create(self, name: str, options: Mapping[str, Any]) -> str:
         self._enter("create")
@@ -169,6 +208,9 @@ class FakeRuntime:
         self._enter("follow")
         return self._read(self._get(container_id), on_open)
 
+    def find_began(self) -> datetime | None:
+        return self._engine.began
+
     def find(self, name_or_id: str) -> rt.ContainerState | None:
         self._enter("find")
         with self._engine.changed:
@@ -187,7 +229,7 @@ class FakeRuntime:
             if signal == "SIGKILL":
                 self._engine.finish(container, 137)
             elif not container.program.ignores_sigterm:
-                self._engine.finish(container, 143)
+                self._engine.finish(container, container.program.sigterm_exit_code)
         return True
 
     def remove(self, container_id: str) -> None:
@@ -229,7 +271,7 @@ class FakeRuntime:
         self._enter("list_subnets")
         return ["172.30.0.0/16"]
 
-    def run_helper(self, options: Mapping[str, Any], *, limit: timedelta) -> rt.HelperResult:
+    def run_helper(self, name: str, options: Mapping[str, Any], *, limit: timedelta) -> rt.HelperResult:
         self._enter("run_helper")
         return rt.HelperResult(exit_code=0, output="rules set")
 
@@ -269,6 +311,8 @@ class FakeRuntime:
                 engine.changed.wait_for(
                     lambda: len(container.output) > position or container.status == "exited" or broken()
                 )
+                if shut.is_set():
+                    raise rt.StreamBroken("it was broken off")
                 if broken():
                     raise rt.EngineUnavailable("the stream broke")
                 return container.output[position:]

@@ -7,7 +7,9 @@ from services.executor.engine import GUARD_AGAIN_SECONDS, EngineMonitor
 from services.executor.network_guard import GuardSettings, NetworkGuard
 from services.executor.tests.fake_runtime import FakeEngine, FakeRuntime
 
-GUARD = NetworkGuard(GuardSettings(instance="test", network="test-tasks", image="app", allow=(), deny=()))
+GUARD = NetworkGuard(
+    GuardSettings(instance="test", executor_id="executor-1", network="test-tasks", image="app", allow=(), deny=())
+)
 
 
 class Clock:

@@ -62,7 +62,6 @@ class FakeWatch:
     """Comes up again when `back` is set."""
 
     def __init__(self, engine: FakeEngine) -> None:
-        self.started_at: datetime | None = None
         self.losses = 0
         self._engine = engine
 
@@ -106,6 +105,7 @@ class Bench:
     def leave(self, run: HeldRun, *argv: str, **changes: Any) -> FakeContainer:
         """A container of that run that an executor before us made."""
         labels = {
+            rt.LABEL_INSTANCE: self.tools.settings.instance,
             rt.LABEL_RUN: str(run.spec.run_id),
             rt.LABEL_EPOCH: str(run.epoch - 1),
             rt.LABEL_BOOT: "an-earlier-boot",
@@ -522,8 +522,9 @@ def test_an_adopter_sends_only_what_its_predecessor_had_not(bench: Bench, in_thr
 
 def test_an_exit_from_before_the_engine_began_is_no_proof(bench: Bench):
     run = make_run(epoch=2)
-    bench.leave(run, status="exited", exit_code=0, finished_at=datetime.now(UTC) - timedelta(minutes=5))
-    bench.watch.started_at = datetime.now(UTC)
+    earlier = datetime.now(UTC) - timedelta(minutes=5)
+    bench.leave(run, status="exited", exit_code=0, started_at=earlier, finished_at=earlier)
+    bench.engine.began = datetime.now(UTC)
 
     bench.adopt(run)
 
@@ -532,8 +533,9 @@ def test_an_exit_from_before_the_engine_began_is_no_proof(bench: Bench):
 
 def test_an_exit_from_well_after_the_engine_began_is_believed(bench: Bench):
     run = make_run(epoch=2)
-    bench.leave(run, status="exited", exit_code=0, finished_at=datetime.now(UTC))
-    bench.watch.started_at = datetime.now(UTC) - timedelta(minutes=5)
+    now = datetime.now(UTC)
+    bench.leave(run, status="exited", exit_code=0, started_at=now - timedelta(minutes=9), finished_at=now)
+    bench.engine.began = datetime.now(UTC) - timedelta(minutes=5)
 
     bench.adopt(run)
 
@@ -659,7 +661,7 @@ def test_an_exit_that_was_seen_is_believed_across_an_engine_restart(tmp_path: Pa
     bench.reporter = FakeReporter()
     bench.tools = replace(bench.tools, reporter=bench.reporter)
 
-    bench.watch.started_at = datetime.now(UTC) + timedelta(seconds=1)
+    bench.engine.began = datetime.now(UTC) + timedelta(seconds=1)
     bench.adopt(make_run(spec, epoch=2))
 
     assert bench.report.outcome.status == "completed"

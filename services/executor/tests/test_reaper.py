@@ -31,9 +31,13 @@ class FakeQuestions:
         self.live: set[str] = set()
         self.away = False
         self.asked: set[str] = set()
+        self.broken: list[str] = []
 
     def holds(self, run_id: str) -> bool:
         return run_id in self.held
+
+    def break_stream(self, run_id: str) -> None:
+        self.broken.append(run_id)
 
     def ask_live(self, run_id: str) -> bool | None:
         if run_id not in self.asked or self.away:

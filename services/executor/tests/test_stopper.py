@@ -54,7 +54,7 @@ def watch(stopper: Stopper, container: FakeContainer, *, age: timedelta = timede
 
 def test_a_run_within_its_limit_gets_no_signal():
     engine = FakeEngine()
-    stopper = Stopper(FakeRuntime(engine))
+    stopper = Stopper(open_runtime=lambda: FakeRuntime(engine), spawn=lambda send: send())
     container = begin(engine, Program(runs_on=True))
     watch(stopper, container, timeoutSeconds=30)
 
@@ -66,7 +66,7 @@ def test_a_run_within_its_limit_gets_no_signal():
 
 def test_the_limit_counts_from_the_start_also_for_an_adopter():
     engine = FakeEngine()
-    stopper = Stopper(FakeRuntime(engine))
+    stopper = Stopper(open_runtime=lambda: FakeRuntime(engine), spawn=lambda send: send())
     container = begin(engine, Program(runs_on=True))
     run = watch(stopper, container, timeoutSeconds=30, age=timedelta(seconds=31))
 
@@ -78,7 +78,7 @@ def test_the_limit_counts_from_the_start_also_for_an_adopter():
 
 def test_sigkill_follows_when_the_grace_is_over():
     engine = FakeEngine()
-    stopper = Stopper(FakeRuntime(engine))
+    stopper = Stopper(open_runtime=lambda: FakeRuntime(engine), spawn=lambda send: send())
     container = begin(engine, Program(runs_on=True, ignores_sigterm=True))
     run = watch(stopper, container, stopGraceSeconds=0)
     run.ask_stop("cancelled")
@@ -92,7 +92,7 @@ def test_sigkill_follows_when_the_grace_is_over():
 
 def test_a_run_that_ended_by_itself_was_not_stopped():
     engine = FakeEngine()
-    stopper = Stopper(FakeRuntime(engine))
+    stopper = Stopper(open_runtime=lambda: FakeRuntime(engine), spawn=lambda send: send())
     container = begin(engine, Program())
     run = watch(stopper, container, timeoutSeconds=1, age=timedelta(seconds=5))
 
@@ -103,7 +103,7 @@ def test_a_run_that_ended_by_itself_was_not_stopped():
 
 def test_an_engine_that_is_away_gets_the_signal_later():
     engine = FakeEngine()
-    stopper = Stopper(FakeRuntime(engine))
+    stopper = Stopper(open_runtime=lambda: FakeRuntime(engine), spawn=lambda send: send())
     container = begin(engine, Program(runs_on=True))
     run = watch(stopper, container)
     run.ask_stop("cancelled")
@@ -119,7 +119,7 @@ def test_an_engine_that_is_away_gets_the_signal_later():
 
 def test_a_run_that_is_no_longer_watched_gets_no_signal():
     engine = FakeEngine()
-    stopper = Stopper(FakeRuntime(engine))
+    stopper = Stopper(open_runtime=lambda: FakeRuntime(engine), spawn=lambda send: send())
     container = begin(engine, Program(runs_on=True))
     run = watch(stopper, container)
     run.ask_stop("cancelled")
@@ -132,7 +132,7 @@ def test_a_run_that_is_no_longer_watched_gets_no_signal():
 
 def test_a_released_run_gets_no_signal():
     engine = FakeEngine()
-    stopper = Stopper(FakeRuntime(engine))
+    stopper = Stopper(open_runtime=lambda: FakeRuntime(engine), spawn=lambda send: send())
     container = begin(engine, Program(runs_on=True))
     run = watch(stopper, container)
     run.ask_stop("cancelled")
