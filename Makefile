@@ -74,7 +74,9 @@ test-integration: $(VENV_STAMP) ## Run the tests that go through the gateway of 
 	@deploy/with_test_stack.sh $(BIN)/pytest tests -m integration $(ARGS)
 
 faults: $(VENV_STAMP) ## Kill, cut off and restart everything under load, and see that no promise breaks: 8 minutes
-	@TEST_PROJECT=task-runner-faults TEST_PORT=18100 deploy/with_test_stack.sh \
+	@deploy/engine.sh
+	@deploy/images.sh task-runner/engine:local
+	@TEST_PROJECT=task-runner-faults TEST_PORT=18100 COMPOSE_ALSO=tests/faults/compose.yml deploy/with_test_stack.sh \
 	  $(BIN)/pytest tests/faults -m faults --capture=no $(ARGS)
 
 soak: ## The same for half an hour; FAULTS_SECONDS, FAULTS_KILLS, FAULTS_TASKS, FAULTS_SEED say how much of what

@@ -104,6 +104,7 @@ class DockerRuntime:
             engine_id=info["ID"],
             host=info["Name"],
             version=info["ServerVersion"],
+            now=datetime.fromisoformat(info["SystemTime"]).astimezone(UTC),
             started_at=self._find_socket_time(),
         )
 

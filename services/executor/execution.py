@@ -16,7 +16,6 @@ from typing import TypeVar
 
 import structlog
 
-from libs.common.clock import utc_now
 from services.executor import runtime as rt
 from services.executor.container_options import container_options
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport
@@ -91,6 +90,7 @@ class Execution:
         self._on_ended = on_ended
         self._tools = tools
         self._runtime = tools.runtime
+        # By the engine's clock, as all times of containers.
         self._gap_began: datetime | None = None
         self._fruitless = 0
         self._leftover_since: float | None = None
@@ -151,7 +151,7 @@ class Execution:
         # Whatever was wrong with the engine before is over, and didn't touch this container.
         self._gap_began = None
         log.info("run_started", attempt=self._run.spec.number, container_id=container_id[:12])
-        self._watch(container_id, utc_now())
+        self._watch(container_id, self._tools.engine.now())
         return container_id
 
     def _create(self) -> str:
@@ -307,7 +307,7 @@ class Execution:
                 raise _Ended(_lost("its container was never started"))
         self._check_exit_across_engine_start(state)
         if not state.exited:
-            self._watch(state.container_id, state.started_at or utc_now())
+            self._watch(state.container_id, state.started_at or self._tools.engine.now())
         return state.container_id
 
     def _check_exit_across_engine_start(self, state: rt.ContainerState) -> None:
@@ -323,7 +323,8 @@ class Execution:
     def _watch(self, container_id: str, started_at: datetime) -> None:
         due = time.monotonic() + STARTED_REPORT_DELAY_SECONDS
         self._tools.reporter.report_started(self._run, StartedReport(container_id, started_at, due))
-        self._tools.stops.watch(self._run, container_id=container_id, started_at=started_at)
+        ran_for = self._tools.engine.now() - started_at
+        self._tools.stops.watch(self._run, container_id=container_id, ran_for=ran_for)
 
     def _follow(self, container_id: str) -> rt.ContainerState:
         """Take all output until the container has exited; its last state."""
@@ -446,7 +447,7 @@ class Execution:
         if self._run.released:
             raise _LetGo("released") from error
         if self._gap_began is None:
-            self._gap_began = utc_now()
+            self._gap_began = self._tools.engine.now()
         log.warning("engine_unavailable", error=str(error))
         self._tools.engine.lost(error)
         while not self._tools.engine.wait_up(1.0):

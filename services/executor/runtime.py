@@ -77,11 +77,15 @@ class ContainerRuns(RuntimeFailure):
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """`started_at` is the latest time at which this daemon can have begun; None when that can't be told."""
+    """`now` is the engine's time, which may be another than this machine's; all times of containers are in it.
+
+    `started_at` is the latest time at which this daemon can have begun; None when that can't be told.
+    """
 
     engine_id: str
     host: str
     version: str
+    now: datetime
     started_at: datetime | None
 
 

@@ -15,7 +15,8 @@ import docker
 from docker.errors import APIError, DockerException
 from docker.models.containers import Container
 
-from tests.faults.plan import REPLICAS, Fault
+from tests.faults.oracle import NANOSECONDS
+from tests.faults.plan import COMPOSED, ENGINE, REPLICAS, Fault
 from tests.integration.polling import wait_until
 from tests.integration.stack import Stack
 
@@ -45,6 +46,8 @@ print(json.dumps(len(runs)))
 """
 )
 _SCRIPT_TRIES = 5
+# More than a daemon gives the containers that it stops.
+_STOP_SECONDS = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +76,11 @@ class Chaos:
         self._stack = stack
         self._lock = threading.Lock()
         self._struck: list[Struck] = []
+        # When the tasks' engine went down, in nanoseconds since the epoch, by the machine's own engine.
+        self.engine_ends: list[int] = []
         self._containers: dict[tuple[str, int], str] = {}
         for service, replicas in REPLICAS.items():
-            found = sorted(stack.containers(service), key=lambda container: container.name or "")
+            found = list_replicas(stack, service)
             assert len(found) == replicas, f"{len(found)} of {service}, not {replicas}"
             self._containers |= {(service, number): str(each.id) for number, each in enumerate(found)}
 
@@ -110,8 +115,8 @@ class Chaos:
 
     def _act(self, engine: docker.DockerClient, container: Container, fault: Fault) -> int | None:
         match fault.kind:
-            case "kill":
-                return _kill(container, fault.seconds)
+            case "kill" | "stop":
+                return self._end(container, fault)
             case "pause":
                 return _pause(container, fault.seconds)
             case "cut":
@@ -122,6 +127,21 @@ class Chaos:
                 return self._run_script(engine, _DELETE)
             case "duplicate":
                 return self._run_script(engine, _DUPLICATE.format(count=fault.count))
+
+    def _end(self, container: Container, fault: Fault) -> None:
+        with suppress(APIError):
+            # It may have died by itself a moment ago, of another part's death.
+            container.kill() if fault.kind == "kill" else container.stop(timeout=_STOP_SECONDS)
+        time.sleep(fault.seconds)
+        if fault.service == ENGINE:
+            self._note_engine_end(container)
+        _insist(container.start)
+
+    def _note_engine_end(self, container: Container) -> None:
+        container.reload()
+        ended_at = datetime.fromisoformat(container.attrs["State"]["FinishedAt"])
+        with self._lock:
+            self.engine_ends.append(round(ended_at.timestamp() * NANOSECONDS))
 
     def _run_script(self, engine: docker.DockerClient, script: str) -> int:
         """What the script prints. The broker or the container itself may be away just now: then again."""
@@ -151,12 +171,10 @@ class Chaos:
                 container.start()
 
 
-def _kill(container: Container, seconds: float) -> None:
-    with suppress(APIError):
-        # It may have died by itself a moment ago, of another part's death.
-        container.kill()
-    time.sleep(seconds)
-    _insist(container.start)
+def list_replicas(stack: Stack, service: str) -> Sequence[Container]:
+    """The containers that play the part of a service, always in the same order."""
+    found = [each for name in COMPOSED.get(service, (service,)) for each in stack.containers(name)]
+    return sorted(found, key=lambda container: container.name or "")
 
 
 def _pause(container: Container, seconds: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from tests.faults.plan import ROLES, SERVERS
+from tests.faults.plan import ENGINE, ROLES, SERVERS
 from tests.faults.storm import Storm
 
 
@@ -18,7 +18,10 @@ def _lines(storm: Storm) -> Iterable[str]:
     yield f"seed {storm.settings.seed} · storm of {(storm.calm_again - storm.began).total_seconds():.0f} s"
     yield f"kills {sum(kills[role] for role in ROLES)}: " + _join((role, kills[role]) for role in ROLES)
     yield "servers killed: " + _join((server, kills[server]) for server in SERVERS)
-    yield "other faults: " + _join((kind, count) for kind, count in sorted(kinds.items()) if kind != "kill")
+    ways = Counter(each.fault.kind for each in storm.struck if each.fault.service == ENGINE)
+    yield f"the tasks' engine went down {len(storm.engine_ends)} times: " + _join(sorted(ways.items()))
+    others = ((kind, count) for kind, count in sorted(kinds.items()) if kind not in ("kill", "stop"))
+    yield "other faults: " + _join(others)
     met = [each.detail for each in storm.struck if each.fault.kind == "duplicate"]
     yield f"messages published again: {sum(met)}; wiped: " + _join(
         (each.fault.kind, each.detail) for each in storm.struck if each.fault.kind in ("purge", "delete")
@@ -33,6 +36,8 @@ def _lines(storm: Storm) -> Iterable[str]:
     yield "runs: " + _join(sorted(Counter(run["status"] for runs in storm.runs.values() for run in runs).items()))
     started = sum(storm.findings.starts_per_run.values())
     yield f"containers started: {started}, taken over by another executor: {len(storm.taken_over())}"
+    lost = storm.lost_with_the_engine()
+    yield f"runs lost with the engine: {sum(lost.values())}, of {len(lost)} tasks"
     yield f"overlaps: {len(storm.findings.overlaps)}, terminal tasks that changed: {len(storm.changed)}"
     yield "answers to clients: " + _join(sorted(storm.answers.items()))
     yield f"from due to ended, without a task's own time: {_percentiles(storm.lateness_seconds())}"

@@ -68,6 +68,8 @@ class FakeEngine:
         self.registry: dict[str, rt.RuntimeFailure | None] = {}
         self.programs = dict(PROGRAMS)
         self.down = False
+        # How far its clock is ahead of the executor's.
+        self.ahead = timedelta(0)
         self.broken_streams = 0
         self.before: dict[str, Exception | Callable[[], None]] = {}
         self.after: dict[str, Exception | Callable[[], None]] = {}
@@ -83,7 +85,7 @@ class FakeEngine:
             name=name,
             options=options,
             program=self.programs.get(argv, Program()),
-            created_at=datetime.now(UTC),
+            created_at=self.now(),
         )
         for key, value in changes.items():
             setattr(container, key, value)
@@ -97,7 +99,7 @@ class FakeEngine:
         with self.changed:
             container.starts += 1
             container.status = "running"
-            container.started_at = datetime.now(UTC)
+            container.started_at = self.now()
             container.output.extend(container.program.output)
             if not container.program.runs_on:
                 self.finish(container, container.program.exit_code)
@@ -112,7 +114,7 @@ class FakeEngine:
         with self.changed:
             container.status = "exited"
             container.exit_code = exit_code
-            container.finished_at = datetime.now(UTC)
+            container.finished_at = self.now()
             self.changed.notify_all()
 
     def break_streams(self) -> None:
@@ -120,6 +122,9 @@ class FakeEngine:
         with self.changed:
             self.broken_streams += 1
             self.changed.notify_all()
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
 
     def only(self) -> FakeContainer:
         (container,) = self.containers.values()
@@ -138,7 +143,9 @@ class FakeRuntime:
 
     def describe(self) -> rt.EngineInfo:
         self._enter("describe")
-        return rt.EngineInfo(engine_id="engine-1", host="here", version="0", started_at=None)
+        return rt.EngineInfo(
+            engine_id="engine-1", host="here", version="0", now=self._engine.now(), started_at=None
+        )
 
     def create(self, name: str, options: Mapping[str, Any]) -> str:
         self._enter("create")
