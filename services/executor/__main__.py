@@ -193,6 +193,7 @@ class Executor:
             Check("engine", self._engine.probe),
             Check("broker", self._probe_broker),
             Check("scheduler", self._probe_scheduler),
+            Check("spool", self._spool.check, required=False),
         ]
 
     def _probe_broker(self) -> None:
