@@ -99,7 +99,7 @@ def postgres_dsn(engine: docker.DockerClient) -> Iterator[str]:
 
 @pytest.fixture
 def small_postgres(engine: docker.DockerClient) -> Iterator[tuple[str, Container]]:
-    """The owner's DSN of a server whose disk is small, and its container. After a crash it comes back by itself."""
+    """The owner's DSN of a server whose disk is small, and its container; it comes back by itself from a crash."""
     environment = {
         "POSTGRES_USER": "owner",
         "POSTGRES_PASSWORD": _PASSWORD,
