@@ -11,7 +11,7 @@ import docker
 import pytest
 
 from tests.faults.plan import REPLICAS
-from tests.faults.report import render
+from tests.faults.report import render_text, write_document
 from tests.faults.storm import Storm, raise_storm, read_settings_from_environment, save_evidence
 from tests.faults.task_engine import START_SECONDS, open_task_engine
 from tests.integration.client import sign_up
@@ -49,8 +49,7 @@ def storm(stack: Stack, task_engine: docker.DockerClient) -> Storm:
     storm = raise_storm(stack, task_engine, sign_up(stack.url), settings)
     evidence = Path(tempfile.gettempdir()) / f"{stack.project}-{settings.seed}"
     save_evidence(stack, storm, evidence)
-    report = render(storm) + f"logs of all parts: {evidence}\n"
-    print(report, flush=True)
+    print(f"{render_text(storm)}logs of all parts: {evidence}\n", flush=True)
     if settings.report is not None:
-        settings.report.write_text(report)
+        write_document(storm, settings.report)
     return storm

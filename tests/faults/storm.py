@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import secrets
@@ -14,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import docker
+from docker.models.containers import Container
 
 from services.executor.runtime import LABEL_INSTANCE, LABEL_TASK
 from tests.faults.chaos import Chaos, Struck, list_replicas
@@ -83,10 +85,13 @@ class Storm:
     """All that was seen. `tasks` are the user's at the end, also such as were made by a try without an answer."""
 
     settings: Settings
+    load_before: float
     began: datetime
     calm_again: datetime
     struck: Sequence[Struck]
     engine_ends: Sequence[int]
+    executor_ahead: str
+    clock_off_seconds: float
     accepted: Sequence[Accepted]
     calm: Sequence[Accepted]
     given_up: Sequence[Order]
@@ -109,6 +114,9 @@ class Storm:
 
     def kinds(self) -> Counter[str]:
         return Counter(each.fault.kind for each in self.struck if not each.error)
+
+    def list_struck(self, *kinds: str) -> Sequence[Struck]:
+        return [each for each in self.struck if each.fault.kind in kinds]
 
     def recovered_after_seconds(self) -> Sequence[float]:
         """For each task that was open and due when the last fault was over: how much longer it took to end."""
@@ -182,6 +190,7 @@ def _lived_through(struck: Struck, run: Json) -> bool:
 
 def raise_storm(stack: Stack, task_engine: docker.DockerClient, user: User, settings: Settings) -> Storm:
     """Some calm tasks first, then the storm, then calm ones again, until everything has ended and been cleaned."""
+    load_before = os.getloadavg()[0]
     rng = random.Random(settings.seed)
     plan = plan_faults(rng, settings.numbers)
     orders = plan_orders(rng, count=settings.tasks, seconds=end_of(plan))
@@ -189,6 +198,7 @@ def raise_storm(stack: Stack, task_engine: docker.DockerClient, user: User, sett
     submitter, calm = Submitter(client), Submitter(client)
     watch, probe, journal = Watch(client), Probe(client), Journal(task_engine, instance=stack.project)
     chaos = Chaos(stack)
+    (ahead,) = stack.containers("executor-ahead")
     journal.start()
     with (
         Repeating(watch.look, every=WATCH_SECONDS) as watching,
@@ -210,10 +220,13 @@ def raise_storm(stack: Stack, task_engine: docker.DockerClient, user: User, sett
     has_gaps = journal.breaks > len(chaos.engine_ends)
     return Storm(
         settings=settings,
+        load_before=load_before,
         began=began,
         calm_again=calm_again,
         struck=struck,
         engine_ends=chaos.engine_ends,
+        executor_ahead=str(ahead.id)[:12],
+        clock_off_seconds=_read_clock(ahead),
         accepted=submitter.accepted,
         calm=calm.accepted,
         given_up=[*submitter.given_up, *calm.given_up],
@@ -263,6 +276,13 @@ def _wait_until_clean(
         if time.monotonic() > deadline:
             return None, left
         time.sleep(1.0)
+
+
+def _read_clock(container: Container) -> float:
+    """How far its clock is ahead, by a line of its log and when the engine got that."""
+    told, _, line = container.logs(timestamps=True, tail=1).decode().partition(" ")
+    by_itself = datetime.fromisoformat(json.loads(line)["timestamp"])
+    return (by_itself - datetime.fromisoformat(told)).total_seconds()
 
 
 def _count_containers(stack: Stack, task_engine: docker.DockerClient) -> int:

@@ -6,13 +6,16 @@ from collections import Counter
 
 import pytest
 
+from tests.faults.oracle import NANOSECONDS
 from tests.faults.plan import ROLES, SERVERS
 from tests.faults.storm import END_SECONDS, Storm
-from tests.integration.client import TERMINAL
+from tests.integration.client import TERMINAL, to_time
 
 pytestmark = pytest.mark.faults
 
 RECOVERY_SECONDS = 40.0
+# Far less than the clock is off; the engine's time, asked now and then, is known to less.
+SAME_SECONDS = 5.0
 
 
 def test_the_storm_was_as_bad_as_it_was_meant_to_be(storm: Storm):
@@ -77,6 +80,23 @@ def test_what_ran_when_its_engine_went_down_is_never_believed_to_have_ended_by_i
     lost = storm.lost_with_the_engine()
 
     assert {task_id: count for task_id, count in cut_off.items() if lost[task_id] < count} == {}
+
+
+def test_an_executor_whose_clock_is_an_hour_ahead_makes_no_difference(storm: Storm):
+    assert storm.clock_off_seconds == pytest.approx(3600, abs=60)
+    by_it = [
+        (task_id, run)
+        for task_id, runs in storm.runs.items()
+        for run in runs
+        if run["executorId"] == storm.executor_ahead and run["status"] in ("completed", "failed")
+    ]
+
+    assert by_it
+    for task_id, run in by_it:
+        begun = [interval.began / NANOSECONDS for interval in storm.findings.intervals[task_id]]
+        started_at = to_time(run["startedAt"]).timestamp()
+        assert min(abs(started_at - each) for each in begun) < SAME_SECONDS, run
+        assert run["reason"] != "timeout"
 
 
 def test_no_terminal_task_changed(storm: Storm):
