@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -48,6 +49,7 @@ print(json.dumps(len(runs)))
 _SCRIPT_TRIES = 5
 # More than a daemon gives the containers that it stops.
 _STOP_SECONDS = 25
+_BACK_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class Chaos:
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
         self._lock = threading.Lock()
+        self._in_hand: defaultdict[tuple[str, int], threading.Lock] = defaultdict(threading.Lock)
         self._struck: list[Struck] = []
         # When the tasks' engine went down, in nanoseconds since the epoch, by the machine's own engine.
         self.engine_ends: list[int] = []
@@ -98,20 +101,29 @@ class Chaos:
         return sorted(self._struck, key=lambda struck: struck.began)
 
     def _strike(self, fault: Fault) -> None:
-        """In a thread with a client of its own: the SDK's is not for several threads."""
-        container_id = self._containers[fault.service, fault.replica]
-        began = datetime.now(UTC)
+        """In a thread with a client of its own: the SDK's is not for several threads.
+
+        A part that is about to be taken away has to be back from the last time: on a busy machine that takes long,
+        and to kill what never came up proves nothing.
+        """
+        key = fault.service, fault.replica
         detail, error = 0, ""
-        engine = docker.from_env(timeout=60)
-        try:
-            detail = self._act(engine, engine.containers.get(container_id), fault) or 0
-        except (DockerException, OSError, AssertionError, ValueError) as failure:
-            error = f"{type(failure).__name__}: {failure}"[:300]
-        finally:
-            engine.close()
-        struck = Struck(fault, container_id[:12], began, datetime.now(UTC), detail, error)
+        with (
+            closing(docker.from_env(timeout=60)) as engine,
+            self._in_hand[key] if fault.seconds else nullcontext(),
+        ):
+            began = datetime.now(UTC)
+            try:
+                container = engine.containers.get(self._containers[key])
+                if fault.seconds:
+                    _wait_until_back(container)
+                    began = datetime.now(UTC)
+                detail = self._act(engine, container, fault) or 0
+            except (DockerException, OSError, AssertionError, ValueError) as failure:
+                error = f"{type(failure).__name__}: {failure}"[:300]
+            ended = datetime.now(UTC)
         with self._lock:
-            self._struck.append(struck)
+            self._struck.append(Struck(fault, self._containers[key][:12], began, ended, detail, error))
 
     def _act(self, engine: docker.DockerClient, container: Container, fault: Fault) -> int | None:
         match fault.kind:
@@ -177,8 +189,24 @@ def list_replicas(stack: Stack, service: str) -> Sequence[Container]:
     return sorted(found, key=lambda container: container.name or "")
 
 
+def _wait_until_back(container: Container) -> None:
+    """By the part's own health check; one without any is left alone for long enough by the plan."""
+    check = container.attrs["Config"].get("Healthcheck", {}).get("Test", ["NONE"])
+    if check[0] != "CMD":
+        return
+
+    def is_back() -> bool:
+        try:
+            answered: int = container.exec_run(check[1:]).exit_code
+        except APIError:
+            return False
+        return answered == 0
+
+    wait_until(is_back, what=f"{container.name} was back", seconds=_BACK_SECONDS, every=0.3)
+
+
 def _pause(container: Container, seconds: float) -> None:
-    container.pause()
+    _insist(container.pause)
     time.sleep(seconds)
     _insist(container.unpause)
 
@@ -192,7 +220,7 @@ def _cut(engine: docker.DockerClient, container: Container, network_name: str, s
 
 
 def _insist(call: Callable[[], Any]) -> None:
-    """What undoes a fault has to work, and the engine is busy."""
+    """What the engine is told has to work, however busy it is."""
 
     def succeeded() -> bool:
         try:
@@ -201,4 +229,4 @@ def _insist(call: Callable[[], Any]) -> None:
             return False
         return True
 
-    wait_until(succeeded, what="the engine undid the fault", seconds=30.0, every=0.5)
+    wait_until(succeeded, what="the engine did it", seconds=_BACK_SECONDS, every=0.5)
