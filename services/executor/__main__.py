@@ -85,7 +85,7 @@ class Executor:
 
     def _start(self) -> None:
         duties = Duties(stopper=self._stopper, prefetcher=self._prefetcher)
-        sync = Sync(identity=self._identity(), post=self._open_scheduler(), listener=duties)
+        sync = Sync(identity=self._identity(), post=self._open_scheduler(), listener=duties, now=self._engine.now)
         consumer = Consumer(
             name=f"executor {self._config.executor_id}",
             broker_url=self._config.broker_url,
@@ -144,7 +144,9 @@ class Executor:
     def _reap(self) -> None:
         sync = self._sync
         assert sync is not None  # noqa: S101  _start came before.
-        reaper = Reaper(runtime=self._open_runtime(), sync=sync, instance=self._config.instance)
+        reaper = Reaper(
+            runtime=self._open_runtime(), sync=sync, instance=self._config.instance, now=self._engine.now
+        )
         while not self._shutdown.wait(reaper.pause_seconds):
             try:
                 reaper.run_once()
@@ -199,6 +201,7 @@ class Executor:
             Check("engine", self._engine.probe),
             Check("broker", self._probe_broker),
             Check("scheduler", self._probe_scheduler),
+            Check("spool", self._spool.check, required=False),
         ]
 
     def _probe_broker(self) -> None:

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import structlog
 
-from libs.common.clock import utc_now
 from services.executor import runtime as rt
 from services.executor.held_run import HeldRun
 from services.executor.tools import EngineWatch
@@ -40,7 +39,7 @@ class NoAnswer(Exception):
 
 
 class Asking:
-    """`gap_began` is when the engine was first seen away, until the owner says that it doesn't matter any more."""
+    """`gap_began` is when the engine, by its clock, was first seen away, until that doesn't matter any more."""
 
     def __init__(self, run: HeldRun, engine: EngineWatch) -> None:
         self._run = run
@@ -69,7 +68,7 @@ class Asking:
         if self._run.released:
             raise LetGo("released") from error
         if self.gap_began is None:
-            self.gap_began = utc_now()
+            self.gap_began = self._engine.now()
         log.warning("engine_unavailable", error=str(error))
         self._engine.lost(error)
         while not self._engine.wait_up(1.0):

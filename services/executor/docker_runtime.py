@@ -131,6 +131,7 @@ class DockerRuntime:
             engine_id=info["ID"],
             host=info["Name"],
             version=info["ServerVersion"],
+            now=datetime.fromisoformat(info["SystemTime"]).astimezone(UTC),
         )
 
     @_translate

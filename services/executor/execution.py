@@ -15,7 +15,6 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from libs.common.clock import utc_now
 from services.executor import runtime as rt
 from services.executor.asking import Asking, LetGo, NoAnswer
 from services.executor.container_options import container_options
@@ -156,7 +155,7 @@ class Execution:
         # Whatever was wrong with the engine before is over, and didn't touch this container.
         self._asking.gap_began = None
         log.info("run_started", attempt=self._run.spec.number, container_id=container_id[:12])
-        self._watch(container_id, utc_now())
+        self._watch(container_id, self._tools.engine.now())
         return container_id
 
     def _create(self) -> str:
@@ -338,7 +337,7 @@ class Execution:
             self._check_exit_under_engine(state)
         else:
             self._note_running()
-            self._watch(state.container_id, state.started_at or utc_now())
+            self._watch(state.container_id, state.started_at or self._tools.engine.now())
         return state.container_id
 
     # Following.
@@ -346,7 +345,8 @@ class Execution:
     def _watch(self, container_id: str, started_at: datetime) -> None:
         due = time.monotonic() + STARTED_REPORT_DELAY_SECONDS
         self._tools.reporter.report_started(self._run, StartedReport(container_id, started_at, due))
-        self._tools.stops.watch(self._run, container_id=container_id, started_at=started_at)
+        ran_for = self._tools.engine.now() - started_at
+        self._tools.stops.watch(self._run, container_id=container_id, ran_for=ran_for)
 
     def _follow(self, container_id: str) -> rt.ContainerState:
         """Take all output until the container has exited; its last state."""
@@ -368,7 +368,7 @@ class Execution:
     def _note_running(self) -> None:
         """Whatever went wrong with the engine before did not end it."""
         self._asking.gap_began = None
-        self._seen_running_at = utc_now()
+        self._seen_running_at = self._tools.engine.now()
 
     def _read_output(self, container_id: str) -> bool:
         """Take what the container writes. True when all of it has come."""

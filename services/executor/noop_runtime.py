@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
+from libs.common.clock import utc_now
 from services.executor import runtime as rt
 
 
@@ -17,11 +18,11 @@ class NoopRuntime:
         self._containers: dict[str, rt.ContainerState] = {}
 
     def describe(self) -> rt.EngineInfo:
-        return rt.EngineInfo(engine_id="noop", host="noop", version="0")
+        return rt.EngineInfo(engine_id="noop", host="noop", version="0", now=utc_now())
 
     def create(self, name: str, options: Mapping[str, Any]) -> str:  # noqa: ARG002  The Protocol's signature.
         container_id = uuid.uuid4().hex
-        now = datetime.now(UTC)
+        now = utc_now()
         self._containers[container_id] = rt.ContainerState(
             container_id=container_id,
             status="exited",

@@ -16,7 +16,6 @@ from typing import Protocol
 
 import structlog
 
-from libs.common.clock import utc_now
 from services.executor.metrics import LEFTOVERS_STOPPED, REAPED
 from services.executor.runtime import LABEL_RUN, ContainerSummary, EngineUnavailable, Runtime, RuntimeFailure
 from services.executor.spec import is_run_id
@@ -64,7 +63,7 @@ class _Leftover:
 
 
 class Reaper:
-    """`run_once` looks at all containers; the caller repeats it after `pause_seconds`."""
+    """`run_once` looks at all containers; the caller repeats it after `pause_seconds`. `now` is the engine's."""
 
     def __init__(
         self,
@@ -72,7 +71,7 @@ class Reaper:
         runtime: Runtime,
         sync: Questions,
         instance: str,
-        now: Callable[[], datetime] = utc_now,
+        now: Callable[[], datetime],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runtime = runtime

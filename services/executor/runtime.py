@@ -81,11 +81,12 @@ class ContainerRuns(RuntimeFailure):
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """Who an engine is."""
+    """Who an engine is. `now` is its time, not this machine's; all times of containers are in it."""
 
     engine_id: str
     host: str
     version: str
+    now: datetime
 
 
 @dataclass(frozen=True, slots=True)

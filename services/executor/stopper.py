@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import timedelta
 from typing import Literal
 
 import structlog
 
-from libs.common.clock import utc_now
 from services.executor.held_run import HeldRun
 from services.executor.outcome import StopReason
 from services.executor.runtime import EngineUnavailable, Runtime, RuntimeFailure
@@ -94,10 +93,10 @@ class Stopper:
         self._watched: dict[tuple[str, int], _Watched] = {}
         self._woken = False
 
-    def watch(self, run: HeldRun, *, container_id: str, started_at: datetime) -> None:
-        """Stop the container when the run's limit, counted from `started_at`, is over, or when asked."""
-        used = max(0.0, (utc_now() - started_at).total_seconds())
-        deadline = time.monotonic() + run.spec.time_limit.total_seconds() - used
+    def watch(self, run: HeldRun, *, container_id: str, ran_for: timedelta) -> None:
+        """Stop the container, which has run for some time already, when the run's limit is over, or when asked."""
+        left = run.spec.time_limit - max(ran_for, timedelta(0))
+        deadline = time.monotonic() + left.total_seconds()
         with self._condition:
             self._watched[run.key] = _Watched(run=run, container_id=container_id, deadline=deadline)
             if run.stop_asked is not None or self._is_next(deadline):

@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
 import structlog
 
+from libs.common.clock import utc_now
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport, lease_clock
 from services.executor.metrics import SYNC_DURATION
 from services.executor.output import CHUNK_BYTES, Output
@@ -102,8 +104,12 @@ class _Request:
 class Sync:
     """The state of the conversation. `run` is the thread's loop; the other methods are for any thread."""
 
-    def __init__(self, *, identity: Identity, post: Post, listener: Listener) -> None:
+    def __init__(
+        self, *, identity: Identity, post: Post, listener: Listener, now: Callable[[], datetime] = utc_now
+    ) -> None:
+        """`now` is the engine's time, by which output is dated."""
         self._identity = identity
+        self._now = now
         self._post = post
         self._listener = listener
         self._condition = threading.Condition()
@@ -372,7 +378,7 @@ class Sync:
                     self._unusable.add((each["runId"], int(each["epoch"])))
                 self.wake()
             else:
-                output = Output(on_pending=self._output_pending)
+                output = Output(on_pending=self._output_pending, now=self._now)
                 claim.run = self._hold(spec, int(each["epoch"]), output, request.sent_at)
             with self._condition:
                 self._claims.pop(each["runId"], None)
@@ -403,7 +409,8 @@ class Sync:
         for run in former:
             self._release(run)
         stored: StoredOutput | None = read_stored_output(each.get("logs"))
-        output = Output(on_pending=self._output_pending, stored=stored, next_seq=epoch * SEQUENCES_PER_EPOCH)
+        next_seq = epoch * SEQUENCES_PER_EPOCH
+        output = Output(on_pending=self._output_pending, stored=stored, next_seq=next_seq, now=self._now)
         run = self._hold(spec, epoch, output, sent_at)
         self._listener.adopt(Adoption(run=run, was_running=bool(each.get("wasRunning"))))
 

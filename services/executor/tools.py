@@ -25,13 +25,15 @@ class Reporter(Protocol):
 class Stops(Protocol):
     """Who sends signals to containers whose time is up, or whose stop was asked."""
 
-    def watch(self, run: HeldRun, *, container_id: str, started_at: datetime) -> None: ...
+    def watch(self, run: HeldRun, *, container_id: str, ran_for: timedelta) -> None: ...
 
     def unwatch(self, run: HeldRun) -> None: ...
 
 
 class EngineWatch(Protocol):
     """What is known of the engine, shared by all threads."""
+
+    def now(self) -> datetime: ...
 
     def lost(self, error: rt.EngineUnavailable) -> None: ...
 

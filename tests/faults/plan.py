@@ -1,5 +1,8 @@
 """What goes wrong, when: drawn from a seed, so that the same seed gives the same plan. Pure.
 
+An engine dies in two ways: with all that runs on it (a power cut), and in order, ending its containers first. Both
+take what runs with them.
+
 The storm has two acts. In the first, everything is hit, also what keeps the truth (PostgreSQL, the scheduler's
 HTTP side). In the second these two stand, because a lease is only taken over while both have been up for 45 s;
 executors that are frozen for longer than their leases last then lose their runs to others.
@@ -12,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["kill", "pause", "cut", "purge", "delete", "duplicate"]
+Kind = Literal["kill", "stop", "pause", "cut", "purge", "delete", "duplicate"]
 
 REPLICAS: Mapping[str, int] = {
     "gateway": 1,
@@ -23,9 +26,13 @@ REPLICAS: Mapping[str, int] = {
     "postgres": 1,
     "rabbitmq": 1,
     "redis": 1,
+    "engine": 1,
 }
+# Parts that stand under several names in the Compose files: one of the executors has its clock an hour ahead.
+COMPOSED: Mapping[str, Sequence[str]] = {"executor": ("executor", "executor-ahead")}
 ROLES = ("gateway", "users", "scheduler", "scheduler-loops", "executor")
 SERVERS = ("postgres", "rabbitmq", "redis")
+ENGINE = "engine"
 # Not the gateway's: its published port hangs on its network.
 CUTS = (
     ("executor", "services"),
@@ -41,6 +48,9 @@ LONG_PAUSE_SECONDS = 42.0
 TAKEOVER_SECONDS = 12.0
 FIRST_ACT = 0.5
 FIRST_ACT_ONLY = ("scheduler", "postgres")
+# A daemon that stops in order gives containers up to 15 s; one that starts takes a few.
+ENGINE_STOP_SECONDS = 15.0
+ENGINE_START_SECONDS = 5.0
 # A container that was started again is left alone for a moment: killing it while it starts proves little.
 SETTLE_SECONDS = 2.0
 
@@ -49,6 +59,7 @@ SETTLE_SECONDS = 2.0
 class Fault:
     """From `at` seconds after the storm's beginning; the part is away for `seconds`.
 
+    `kill` is SIGKILL; `stop` lets the part end in order first, however long that takes.
     `purge` and `delete` do that to the broker's queue of runs; `duplicate` publishes `count` messages again.
     """
 
@@ -69,6 +80,7 @@ class Numbers:
     kills: int = 60
     kills_each_role: int = 8
     restarts_each_server: int = 3
+    engine_restarts: int = 2
     cuts: int = 5
     pauses: int = 5
     wipes: int = 2
@@ -99,7 +111,7 @@ def plan_faults(rng: random.Random, numbers: Numbers) -> Sequence[Fault]:
         )
         planned.append(fault)
         if fault.seconds:
-            free_at[fault.service, replica] = now + fault.seconds + SETTLE_SECONDS
+            free_at[fault.service, replica] = now + fault.seconds + _decide_settle_seconds(fault)
     return planned
 
 
@@ -141,6 +153,12 @@ def _draft(rng: random.Random, numbers: Numbers) -> list[Fault]:
     return [*first, *second, *others[split:]]
 
 
+def _decide_settle_seconds(fault: Fault) -> float:
+    if fault.service != ENGINE:
+        return SETTLE_SECONDS
+    return ENGINE_START_SECONDS + (ENGINE_STOP_SECONDS if fault.kind == "stop" else 0.0)
+
+
 def _is_long_pause(fault: Fault) -> bool:
     return fault.kind == "pause" and fault.seconds >= LONG_PAUSE_SECONDS
 
@@ -151,7 +169,9 @@ def _draft_kills(rng: random.Random, numbers: Numbers) -> list[Fault]:
     while len(victims) < numbers.kills:
         victims.append(rng.choice(("executor", "executor", "scheduler-loops")))
     victims += [server for server in SERVERS for _ in range(numbers.restarts_each_server)]
-    return [Fault(0.0, "kill", victim, seconds=rng.uniform(0.1, 2.0)) for victim in victims]
+    kills = [Fault(0.0, "kill", victim, seconds=rng.uniform(0.1, 2.0)) for victim in victims]
+    ways: list[Kind] = ["kill" if number % 2 == 0 else "stop" for number in range(numbers.engine_restarts)]
+    return kills + [Fault(0.0, way, ENGINE, seconds=rng.uniform(0.1, 2.0)) for way in ways]
 
 
 def _draft_absences(rng: random.Random, numbers: Numbers) -> list[Fault]:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+import requests
 
 from tests.faults.work import Client
-from tests.integration.client import IMAGE, User, sign_up
+from tests.integration.client import IMAGE, User, expect_problem, in_seconds, new_task, sign_up
 from tests.integration.polling import wait_until
 from tests.integration.stack import Stack
 
@@ -20,6 +21,9 @@ pytestmark = pytest.mark.faults
 CLIENTS = 24
 CUT_SECONDS = 20.0
 REDELIVERED_SECONDS = 25.0
+HEARD_SECONDS = 2.0
+# Less than the sweep waits before it looks after what was taken and not published.
+DISPATCHED_SECONDS = 14.0
 
 
 @pytest.fixture
@@ -29,8 +33,11 @@ def user(stack: Stack) -> User:
 
 @contextmanager
 def cut_off(stack: Stack, service: str, network_name: str) -> Iterator[str]:
-    """Meanwhile somebody else takes the part's address, so what was in flight is never answered. The address."""
-    (container,) = stack.containers(service)
+    """Meanwhile somebody else takes the part's address, so what was in flight is never answered. The address.
+
+    Of several replicas it is the first.
+    """
+    container = stack.containers(service)[0]
     name = f"{stack.project}_{network_name}"
     network = stack.engine.networks.get(name)
     attached = container.attrs["NetworkSettings"]["Networks"][name]
@@ -93,6 +100,36 @@ def test_a_database_that_went_silent_under_load_is_used_again_as_soon_as_it_is_b
     assert not client.unexpected
     # Each of them would keep a thread of the scheduler for a quarter of an hour.
     assert count_connections_from(stack, "scheduler", former_address) == 0
+
+
+def test_a_frozen_database_is_given_up_by_the_services_before_the_gateway_gives_them_up(stack: Stack, user: User):
+    answers: list[requests.Response] = []
+    # Some find a session that was checked just now, and meet the scheduler; the others meet the users service.
+    user.api.get("/api/tasks/?limit=1")
+    with frozen(stack, "postgres"):
+        for _ in range(3):
+            answers += [user.api.get("/api/tasks/?limit=1"), user.api.post("/api/tasks/", new_task("true"))]
+
+    for answer in answers:
+        expect_problem(answer, 503)
+        assert int(answer.headers["Retry-After"]) > 0
+    stack.wait_until_ready(executors=3)
+
+
+def test_a_replica_that_is_cut_off_from_the_broker_leaves_due_tasks_to_the_other(stack: Stack, user: User):
+    with cut_off(stack, "scheduler-loops", "broker"):
+        # What it heard a moment ago it may still believe; then it asks first.
+        began = time.monotonic() + HEARD_SECONDS
+        created = [
+            user.api.create_task("echo", str(number), scheduledAt=in_seconds(HEARD_SECONDS))["id"]
+            for number in range(20)
+        ]
+
+        for task_id in created:
+            left = began + DISPATCHED_SECONDS - time.monotonic()
+            user.api.wait_for(task_id, "completed", seconds=max(left, 1.0))
+
+    stack.wait_until_ready(executors=3)
 
 
 def test_messages_that_went_to_a_frozen_executor_are_delivered_to_another_in_time(stack: Stack, user: User):

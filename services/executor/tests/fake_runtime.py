@@ -80,6 +80,8 @@ class FakeEngine:
         self.programs = dict(PROGRAMS)
         self.down = False
         self.began: datetime | None = None
+        # How far its clock is ahead of the executor's.
+        self.ahead = timedelta(0)
         self.broken_streams = 0
         self.before: dict[str, Exception | Callable[[], None]] = {}
         self.after: dict[str, Exception | Callable[[], None]] = {}
@@ -96,7 +98,7 @@ class FakeEngine:
             name=name,
             options=options,
             program=self.programs.get(argv, Program()),
-            created_at=datetime.now(UTC),
+            created_at=self.now(),
         )
         for key, value in changes.items():
             setattr(container, key, value)
@@ -110,7 +112,7 @@ class FakeEngine:
         with self.changed:
             container.starts += 1
             container.status = "running"
-            container.started_at = datetime.now(UTC)
+            container.started_at = self.now()
             container.output.extend(container.program.output)
             self.journal.append(JournalEntry("start", container.name, container.container_id))
             if container.program.seconds:
@@ -130,7 +132,7 @@ class FakeEngine:
         with self.changed:
             container.status = "exited"
             container.exit_code = exit_code
-            container.finished_at = datetime.now(UTC)
+            container.finished_at = self.now()
             self.journal.append(JournalEntry("end", container.name, container.container_id))
             self.changed.notify_all()
 
@@ -160,6 +162,9 @@ class FakeEngine:
             self.broken_streams += 1
             self.changed.notify_all()
 
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
+
     def only(self) -> FakeContainer:
         (container,) = self.containers.values()
         return container
@@ -177,7 +182,7 @@ class FakeRuntime:
 
     def describe(self) -> rt.EngineInfo:
         self._enter("describe")
-        return rt.EngineInfo(engine_id="engine-1", host="here", version="0")
+        return rt.EngineInfo(engine_id="engine-1", host="here", version="0", now=self._engine.now())
 
     def create(self, name: str, options: Mapping[str, Any]) -> str:
         self._enter("create")

@@ -50,9 +50,11 @@ class FakeReporter:
 class FakeStops:
     def __init__(self) -> None:
         self.watched: list[str] = []
+        self.ran_for: timedelta | None = None
 
-    def watch(self, run: HeldRun, *, container_id: str, started_at: datetime) -> None:
+    def watch(self, run: HeldRun, *, container_id: str, ran_for: timedelta) -> None:
         self.watched.append(container_id)
+        self.ran_for = ran_for
 
     def unwatch(self, run: HeldRun) -> None:
         """Nothing to stop."""
@@ -64,6 +66,9 @@ class FakeWatch:
     def __init__(self, engine: FakeEngine) -> None:
         self.losses = 0
         self._engine = engine
+
+    def now(self) -> datetime:
+        return self._engine.now()
 
     def lost(self, error: rt.EngineUnavailable) -> None:
         self.losses += 1
@@ -579,6 +584,46 @@ def test_an_exit_that_came_with_the_engines_end_is_no_proof(bench: Bench, in_thr
 
     assert bench.reporter.told.wait(5)
     assert bench.report.outcome.status == "lost"
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(hours=-1)])
+def test_whose_clock_is_off_makes_no_difference_to_an_exit_with_the_engines_end(
+    bench: Bench, in_thread: Any, ahead: timedelta
+):
+    bench.engine.ahead = ahead
+    run = make_run(make_spec(command="sleep", args=["60"]))
+    in_thread(bench.execute, run)
+    wait_until(lambda: bool(bench.stops.watched))
+
+    with bench.engine.changed:
+        bench.engine.down = True
+        bench.engine.finish(bench.engine.only(), 0)
+    bench.engine.break_streams()
+    wait_until(lambda: bench.watch.losses > 0)
+    with bench.engine.changed:
+        bench.engine.down = False
+        bench.engine.changed.notify_all()
+
+    assert bench.reporter.told.wait(5)
+    assert bench.report.outcome.status == "lost"
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(hours=-1)])
+def test_whose_clock_is_off_makes_no_difference_to_an_adopted_runs_time_limit(
+    bench: Bench, in_thread: Any, ahead: timedelta
+):
+    bench.engine.ahead = ahead
+    run = make_run(epoch=2)
+    container = bench.leave(run, "sleep", "60")
+    bench.engine.begin(container)
+
+    in_thread(bench.adopt, run)
+    wait_until(lambda: bool(bench.stops.watched))
+
+    assert bench.stops.ran_for is not None
+    assert timedelta(0) <= bench.stops.ran_for < timedelta(minutes=1)
+    bench.engine.finish(container, 0)
+    assert bench.reporter.told.wait(5)
 
 
 def test_an_engine_that_is_away_is_waited_for(bench: Bench, in_thread: Any):

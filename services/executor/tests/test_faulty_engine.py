@@ -517,6 +517,15 @@ def test_an_engine_that_does_not_answer_is_told_and_gets_nothing_new(stand: Stan
     assert ends(row) == ("completed", None)
 
 
+@pytest.mark.parametrize("oom_killed", [True, False])
+def test_an_engine_that_says_it_in_an_event_only_is_believed(stand: Stand, oom_killed: bool):
+    stand.daemon.script.always("inspect", shows(OOMKilled=False))
+
+    row = stand.run(Program(exit_code=137, oom_killed=oom_killed))
+
+    assert ends(row) == ("failed", "oom_killed" if oom_killed else "exit_nonzero")
+
+
 @pytest.mark.parametrize("exit_code", [0, 137])
 @pytest.mark.parametrize("how", ["restart", "crash"])
 def test_an_exit_that_an_engines_own_end_made_is_not_believed(stand: Stand, how: str, exit_code: int):

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import docker
 import pytest
 
+from libs.common.clock import utc_now
 from services.executor import runtime as rt
 from services.executor.docker_runtime import DockerRuntime
 from services.executor.reaper import (
@@ -72,7 +73,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def reaper(engine: FakeEngine, questions: FakeQuestions, clock: Clock) -> Reaper:
-    return Reaper(runtime=FakeRuntime(engine), sync=questions, instance="test", monotonic=clock)
+    return Reaper(runtime=FakeRuntime(engine), sync=questions, instance="test", now=utc_now, monotonic=clock)
 
 
 def leave(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
@@ -48,7 +48,7 @@ def begin(engine: FakeEngine, program: Program) -> FakeContainer:
 
 def watch(stopper: Stopper, container: FakeContainer, *, age: timedelta = timedelta(0), **changes):
     run = make_run(make_spec(**changes))
-    stopper.watch(run, container_id=container.container_id, started_at=datetime.now(UTC) - age)
+    stopper.watch(run, container_id=container.container_id, ran_for=age)
     return run
 
 

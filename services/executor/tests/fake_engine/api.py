@@ -35,6 +35,7 @@ ROUTES = [
     ("networks", "GET", r"/networks"),
     ("network", "GET", r"/networks/(?P<name>[^/]+)"),
     ("create_network", "POST", r"/networks/create"),
+    ("events", "GET", r"/events"),
 ]
 STREAMS = ("attach", "logs")
 _STREAM_NUMBERS = {"stdout": 1, "stderr": 2}
@@ -143,7 +144,20 @@ class Api:
         return Answer(200, {"ApiVersion": self.api_version, "MinAPIVersion": "1.12", "Version": "20.10.24"})
 
     def _info(self, _request: Request) -> Answer:
-        return Answer(200, {"ID": "engine-1", "Name": "here", "ServerVersion": "20.10.24"})
+        return Answer(
+            200,
+            {
+                "ID": "engine-1",
+                "Name": "here",
+                "ServerVersion": "20.10.24",
+                "SystemTime": _format(self.engine.now()),
+            },
+        )
+
+    def _events(self, request: Request) -> Answer:
+        """Of those that the runtime asks for: a container's end for lack of memory."""
+        (container_id,) = json.loads(request.query["filters"])["container"]
+        return Answer(200, {"status": "oom"} if self._get(container_id).program.oom_killed else None)
 
     def _create(self, request: Request) -> Answer:
         image = request.body["Image"]
