@@ -72,6 +72,10 @@ def _translate(call: Callable[P, T]) -> Callable[P, T]:
         except docker.errors.APIError as error:
             if error.status_code in (502, 503, 504):
                 raise rt.EngineUnavailable(_explain(error)) from error
+            if _is_other_version(error) and isinstance(args[0], DockerRuntime):
+                # Another engine has taken its place: agree with it anew.
+                args[0].close()
+                raise rt.EngineUnavailable(_explain(error)) from error
             if error.is_server_error():
                 raise rt.EngineFault(_explain(error)) from error
             raise rt.EngineRefused(_explain(error)) from error
@@ -517,6 +521,10 @@ def _network_options(network: rt.TaskNetwork) -> dict[str, str]:
 
 def _explain(error: docker.errors.APIError) -> str:
     return " ".join(str(error.explanation or error).split())[:300]
+
+
+def _is_other_version(error: docker.errors.APIError) -> bool:
+    return error.status_code == 400 and "client version" in _explain(error)
 
 
 def _is_command_fault(text: str) -> bool:

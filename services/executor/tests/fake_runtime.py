@@ -230,6 +230,7 @@ class FakeRuntime:
                 self._engine.finish(container, 137)
             elif not container.program.ignores_sigterm:
                 self._engine.finish(container, container.program.sigterm_exit_code)
+        self._leave("kill")
         return True
 
     def remove(self, container_id: str) -> None:

@@ -578,6 +578,20 @@ def test_an_engine_that_comes_back_without_its_containers_has_lost_their_runs(st
     assert row.status == "lost"
 
 
+def test_an_engine_that_comes_back_as_one_that_speaks_a_newer_version_is_used_on(stand: Stand):
+    row = stand.add(ENDLESS)
+    stand.scheduler.wait(lambda: row.started is not None)
+
+    stand.daemon.down()
+    stand.daemon.api.version = stand.daemon.api.oldest_version = "1.44"
+    stand.daemon.up()
+    stand.finish(row)
+    after = stand.run(HELLO)
+
+    assert row.status in ("completed", "lost")
+    assert ends(after) == ("completed", None)
+
+
 @pytest.mark.parametrize("fault", ["reply lost", "silence", "silence, done late", "500", "request lost"])
 @pytest.mark.parametrize("operation", ["create", "start", "wait", "logs", "remove", "networks"])
 def test_a_guard_that_can_not_be_set_is_tried_again_and_leaves_no_container(

@@ -47,6 +47,7 @@ class Request:
     name: str
     query: Mapping[str, str]
     body: Mapping[str, Any] = field(default_factory=dict)
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +68,14 @@ class NotDone(Exception):
 
 def read_request(method: str, target: str, body: bytes) -> Request:
     url = urlsplit(target)
-    path = re.sub(r"^/v[0-9.]+", "", unquote(url.path))
+    versioned = re.fullmatch(r"(?:/v([0-9.]+))?(/.*)", unquote(url.path))
+    assert versioned is not None
+    version, path = versioned.groups()
     for operation, verb, pattern in ROUTES:
         if verb == method and (match := re.fullmatch(pattern, path)):
             query = {key: values[-1] for key, values in parse_qs(url.query).items()}
             name = match.groupdict().get("name", "") or query.get("name", "")
-            return Request(operation, name, query, json.loads(body or b"{}"))
+            return Request(operation, name, query, json.loads(body or b"{}"), version)
     raise NotDone(404, f"page not found: {method} {path}")
 
 
@@ -80,9 +83,9 @@ class Api:
     """Does what a request asks. One that is late keeps its promise: a name is taken from the moment that a create
     has come, and a container that is being started isn't removed."""
 
-    def __init__(self, engine: FakeEngine, *, version: str = "1.41") -> None:
+    def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine
-        self.api_version = version
+        self.version = self.oldest_version = "1.41"
         self.network: dict[str, Any] = {}
         self._reserved: set[str] = set()
         self._starting: set[str] = set()
@@ -107,6 +110,9 @@ class Api:
 
     def call(self, request: Request) -> Answer:
         """Raises NotDone."""
+        if request.version is not None and request.version < self.oldest_version:
+            told = f"client version {request.version} is too old."
+            raise NotDone(400, f"{told} Minimum supported API version is {self.oldest_version}")
         act: Callable[[Request], Answer] = getattr(self, f"_{request.operation}")
         with self.engine.changed:
             self.engine.calls.append(request.operation)
@@ -140,7 +146,7 @@ class Api:
                 yield struct.pack(">BxxxI", _STREAM_NUMBERS[stream], len(data)) + data
 
     def _version(self, _request: Request) -> Answer:
-        return Answer(200, {"ApiVersion": self.api_version, "MinAPIVersion": "1.12", "Version": "20.10.24"})
+        return Answer(200, {"ApiVersion": self.version, "MinAPIVersion": self.oldest_version, "Version": "20"})
 
     def _info(self, _request: Request) -> Answer:
         return Answer(200, {"ID": "engine-1", "Name": "here", "ServerVersion": "20.10.24"})
