@@ -397,6 +397,22 @@ def test_a_stream_that_falls_silent_does_not_hold_its_run(stand: Stand, operatio
     assert row.result == b"hello"
 
 
+def test_memory_that_ran_out_is_told_though_the_engine_says_so_in_an_event_only(stand: Stand):
+    row = stand.run(Program(exit_code=137, oom_event=True))
+
+    assert ends(row) == ("failed", "oom_killed")
+
+
+@pytest.mark.parametrize("fault", ["500", "silence", "request lost"])
+def test_a_kill_is_told_as_such_when_the_engine_tells_no_events(stand: Stand, fault: str):
+    stand.daemon.script.always("events", FAULTS[fault])
+
+    row = stand.add(Program(exit_code=137, oom_event=True))
+    stand.scheduler.wait_finished(row)
+
+    assert ends(row) == ("failed", "exit_nonzero")
+
+
 # Stopping.
 
 

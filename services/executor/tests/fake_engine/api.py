@@ -30,6 +30,7 @@ ROUTES = [
     ("wait", "POST", r"/containers/(?P<name>[^/]+)/wait"),
     ("kill", "POST", r"/containers/(?P<name>[^/]+)/kill"),
     ("remove", "DELETE", r"/containers/(?P<name>[^/]+)"),
+    ("events", "GET", r"/events"),
     ("image", "GET", r"/images/(?P<name>.+)/json"),
     ("pull", "POST", r"/images/create"),
     ("networks", "GET", r"/networks"),
@@ -123,6 +124,7 @@ class Api:
         container = self._get(request.name)
         with self.engine.changed:
             self.engine.calls.append(request.operation)
+            container.reads += 1
         return self._read_frames(container)
 
     def _read_frames(self, container: FakeContainer) -> Iterator[bytes]:
@@ -226,6 +228,11 @@ class Api:
         self.engine.containers.pop(container.container_id, None)
         self.engine.changed.notify_all()
         return Answer(204)
+
+    def _events(self, request: Request) -> Answer:
+        """Those of memory that ran out, of one container; the only ones that anybody asks for."""
+        (wanted,) = json.loads(request.query["filters"])["container"]
+        return Answer(200, {"Action": "oom", "id": wanted} if self._get(wanted).program.oom_event else None)
 
     def _image(self, request: Request) -> Answer:
         if request.name not in (IMAGE_ID, *self.engine.images):
