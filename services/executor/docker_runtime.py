@@ -76,6 +76,10 @@ def _translate(call: Callable[P, T]) -> Callable[P, T]:
         except docker.errors.APIError as error:
             if error.status_code in (502, 503, 504):
                 raise rt.EngineUnavailable(_explain(error)) from error
+            if _is_other_version(error) and isinstance(args[0], DockerRuntime):
+                # Another engine has taken its place: agree with it anew.
+                args[0].close()
+                raise rt.EngineUnavailable(_explain(error)) from error
             if error.is_server_error():
                 raise rt.EngineFault(_explain(error)) from error
             raise rt.EngineRefused(_explain(error)) from error
@@ -195,7 +199,7 @@ class DockerRuntime:
         except docker.errors.NotFound:
             return None
         except docker.errors.APIError as error:
-            if not error.is_client_error():
+            if not error.is_client_error() or _is_other_version(error):
                 raise
             # Whatever it objects to, it is nothing of the container.
             raise rt.EngineFault(_explain(error)) from error
@@ -412,9 +416,13 @@ class DockerRuntime:
             "until": f"{state.finished_at.timestamp() + LATE_EVENT_SECONDS:.6f}",
             "filters": json.dumps({"container": [state.container_id], "event": ["oom"]}),
         }
-        response = client.get(
-            f"{client.base_url}/v{client.api_version}/events", params=params, timeout=CALL_TIMEOUT_SECONDS
-        )
+        try:
+            response = client.get(
+                f"{client.base_url}/v{client.api_version}/events", params=params, timeout=self._look_seconds
+            )
+        except requests.RequestException:
+            # The exit is known, and worth more than why it came.
+            return False
         return response.status_code == 200 and bool(response.content.strip())
 
     def _find_network(self, network: rt.TaskNetwork) -> str | None:
@@ -543,6 +551,10 @@ def _network_options(network: rt.TaskNetwork) -> dict[str, str]:
 
 def _explain(error: docker.errors.APIError) -> str:
     return " ".join(str(error.explanation or error).split())[:300]
+
+
+def _is_other_version(error: docker.errors.APIError) -> bool:
+    return error.status_code == 400 and "client version" in _explain(error)
 
 
 def _is_command_fault(text: str) -> bool:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import structlog
 
 from services.executor import runtime as rt
 from services.executor.asking import Asking, LetGo, NoAnswer
 from services.executor.container_options import container_options
+from services.executor.following import Ended, Following, lost
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport
 from services.executor.metrics import PHASE_DURATION, RUNS
 from services.executor.outcome import (
@@ -35,12 +36,6 @@ log = structlog.get_logger()
 # A run that ends sooner is reported once instead of twice.
 STARTED_REPORT_DELAY_SECONDS = 0.25
 
-# A daemon that is told to stop gives containers up to 15 s; an exit in that time may be its doing.
-ENGINE_STOP_SECONDS = 20.0
-
-# After a crash a daemon that comes back ends what it finds running; that takes it a moment.
-ENGINE_RECOVERY_SECONDS = 30.0
-
 # A container that can't be created, whatever the engine says or doesn't say to it, must not be tried for ever.
 FRUITLESS_TRIES = 5
 FRUITLESS_PAUSE_SECONDS = 1.0
@@ -49,20 +44,7 @@ FRUITLESS_PAUSE_SECONDS = 1.0
 LEFTOVER_SECONDS = 90.0
 LEFTOVER_PAUSE_SECONDS = 1.0
 
-# The engine's copy of the output of a container that has ended.
-COPY_TRIES = 5
-COPY_PAUSE_SECONDS = 1.0
-
 STOPPED_BEFORE_START = Outcome("cancelled")
-
-
-class _Ended(Exception):
-    """The run's outcome is known, without an exit of its container."""
-
-    def __init__(self, outcome: Outcome, container_id: str | None = None) -> None:
-        super().__init__(outcome.reason)
-        self.outcome = outcome
-        self.container_id = container_id
 
 
 class _Known(Exception):
@@ -95,10 +77,9 @@ class Execution:
         self._tools = tools
         self._runtime = tools.runtime
         self._asking = Asking(run, tools.engine)
+        self._following = Following(run, tools, self._asking)
         self._fruitless = 0
         self._name_taken_since: float | None = None
-        self._seen_running_at: datetime | None = None
-        self._attached: Iterator[tuple[rt.Stream, bytes]] | None = None
 
     def execute(self) -> None:
         """A run that was claimed: all steps."""
@@ -131,7 +112,7 @@ class Execution:
         except _Known as known:
             self._report_again(known.spooled)
             return known.spooled.report.container_id
-        except _Ended as ended:
+        except Ended as ended:
             self._report(ended.outcome, None, ended.container_id)
             return ended.container_id
         self._tools.stops.unwatch(self._run)
@@ -170,7 +151,7 @@ class Execution:
                     return self._runtime.create(str(spec.task_id), options)
             except rt.ImageMissing as error:
                 if pulled:
-                    raise _Ended(decide_start_failure(error)) from error
+                    raise Ended(decide_start_failure(error)) from error
                 pulled = self._pull()
             except rt.NameTaken as error:
                 if (container_id := self._find_created(error)) is not None:
@@ -179,10 +160,10 @@ class Execution:
                 # It may have been created all the same; the next try finds its name taken then.
                 self._count_fruitless(error)
             except (rt.InvalidReference, rt.CommandRefused, rt.EngineRefused) as error:
-                raise _Ended(decide_start_failure(error)) from error
+                raise Ended(decide_start_failure(error)) from error
 
     def _count_fruitless(self, error: rt.EngineUnavailable | rt.EngineFault) -> None:
-        """Wait until another try may go better. _Ended when there were enough of them.
+        """Wait until another try may go better. Ended when there were enough of them.
 
         A container that exists all the same was never started; the reaper removes it.
         """
@@ -190,7 +171,7 @@ class Execution:
         if isinstance(error, rt.EngineUnavailable):
             self._asking.wait(error)
         if self._fruitless >= FRUITLESS_TRIES:
-            raise _Ended(decide_start_failure(error)) from error
+            raise Ended(decide_start_failure(error)) from error
         log.warning("container_not_created", tries=self._fruitless, error=str(error))
         # The first time it is tried again at once: most often the engine was just away.
         self._run.closed.wait(FRUITLESS_PAUSE_SECONDS * (2 ** (self._fruitless - 1) - 1))
@@ -207,7 +188,7 @@ class Execution:
             return True
         except (rt.ImageNotFound, rt.InvalidReference, rt.PullFailed, rt.EngineRefused) as error:
             log.info("image_pull_failed", image=spec.image, error=str(error))
-            raise _Ended(decide_pull_failure(error, image=spec.image)) from error
+            raise Ended(decide_pull_failure(error, image=spec.image)) from error
         except rt.EngineUnavailable as error:
             self._count_fruitless(error)
             return False
@@ -221,10 +202,10 @@ class Execution:
             raise LetGo(f"the engine doesn't tell what has the task's name: {error}") from error
         if state is None:
             # Another create of it is still under way, whose answer we didn't wait for, or a removal.
-            self._wait_for_name(lambda: _Ended(decide_start_failure(taken)))
+            self._wait_for_name(lambda: Ended(decide_start_failure(taken)))
             return None
         if state.labels.get(rt.LABEL_INSTANCE) != self._tools.settings.instance:
-            raise _Ended(decide_name_taken(state.container_id)) from taken
+            raise Ended(decide_name_taken(state.container_id)) from taken
         if state.labels.get(rt.LABEL_RUN) == str(self._run.spec.run_id):
             if self._is_own_creation(state):
                 return state.container_id
@@ -238,9 +219,9 @@ class Execution:
         except rt.ContainerRuns as error:
             raise LetGo("another run of the task has just started") from error
         except NoAnswer as error:
-            raise _Ended(decide_start_failure(error.error)) from error
+            raise Ended(decide_start_failure(error.error)) from error
         except rt.EngineRefused as error:
-            raise _Ended(decide_start_failure(error)) from error
+            raise Ended(decide_start_failure(error)) from error
         return None
 
     def _wait_for_name(self, too_long: Callable[[], Exception]) -> None:
@@ -263,30 +244,30 @@ class Execution:
     def _start(self, container_id: str) -> None:
         try:
             self._check_may_begin()
-        except _Ended as ended:
-            raise _Ended(ended.outcome, container_id) from ended
-        self._attach(container_id)
+        except Ended as ended:
+            raise Ended(ended.outcome, container_id) from ended
+        self._following.attach(container_id)
         try:
             with _phase("start"):
                 self._runtime.start(container_id)
         except rt.ContainerGone as error:
-            raise _Ended(_lost("its container was removed before it was started")) from error
+            raise Ended(lost("its container was removed before it was started")) from error
         except (rt.CommandRefused, rt.EngineRefused) as error:
             raise self._decide_refused_start(container_id, error) from error
         except rt.EngineUnavailable as error:
             # Never start twice: see what came of it, as an adopter does.
             self._asking.wait(error)
-            raise _Adopt(self._get_state(container_id)) from error
+            raise _Adopt(self._following.get_state(container_id)) from error
 
-    def _decide_refused_start(self, container_id: str, error: rt.RuntimeFailure) -> _Ended | _Adopt:
+    def _decide_refused_start(self, container_id: str, error: rt.RuntimeFailure) -> Ended | _Adopt:
         """An engine that says no may have started it, or be about to: only what is removed surely never runs."""
         try:
             self._remove_unstarted(container_id)
         except rt.ContainerRuns:
-            return _Adopt(self._get_state(container_id))
+            return _Adopt(self._following.get_state(container_id))
         except (NoAnswer, rt.EngineRefused):
-            return _Ended(decide_start_failure(error), container_id)
-        return _Ended(decide_start_failure(error))
+            return Ended(decide_start_failure(error), container_id)
+        return Ended(decide_start_failure(error))
 
     def _remove_unstarted(self, container_id: str) -> None:
         """Without force, which is the proof. Raises ContainerRuns also when it has run and ended already."""
@@ -296,17 +277,12 @@ class Execution:
                 raise rt.ContainerRuns(container_id)
         self._asking.ask(lambda: self._runtime.remove(container_id))
 
-    def _attach(self, container_id: str) -> None:
-        """Have the output come here from its first byte. Without it the engine's copy is followed instead."""
-        with suppress(rt.EngineUnavailable, rt.EngineRefused, rt.ContainerGone):
-            self._attached = self._runtime.attach(container_id, on_open=self._run.while_following)
-
     def _check_may_begin(self) -> None:
-        """Whether a container may be created or started now. _Ended when the run was stopped, else LetGo."""
+        """Whether a container may be created or started now. Ended when the run was stopped, else LetGo."""
         if self._run.released:
             raise LetGo("released")
         if self._run.stop_asked is not None:
-            raise _Ended(STOPPED_BEFORE_START)
+            raise Ended(STOPPED_BEFORE_START)
         if not self._run.lease_is_fresh:
             raise LetGo("the lease may have run out")
 
@@ -315,9 +291,9 @@ class Execution:
     def _take_over(self) -> rt.ContainerState | str:
         if (spooled := self._tools.spool.find(str(self._run.spec.run_id))) is not None:
             raise _Known(spooled)
-        state = self._find_state(str(self._run.spec.task_id))
+        state = self._following.find_state(str(self._run.spec.task_id))
         if state is None or state.labels.get(rt.LABEL_RUN) != str(self._run.spec.run_id):
-            raise _Ended(_lost("no container of it was found"))
+            raise Ended(lost("no container of it was found"))
         return self._take_over_container(state)
 
     def _take_over_container(self, state: rt.ContainerState) -> rt.ContainerState | str:
@@ -328,15 +304,15 @@ class Execution:
                 self._asking.ask(lambda: self._runtime.remove(state.container_id))
             except rt.ContainerRuns:
                 # Its creator was just starting it.
-                state = self._get_state(state.container_id)
+                state = self._following.get_state(state.container_id)
             except (NoAnswer, rt.EngineRefused) as error:
-                raise _Ended(_lost(str(error)), state.container_id) from error
+                raise Ended(lost(str(error)), state.container_id) from error
             else:
-                raise _Ended(_lost("its container was never started"))
+                raise Ended(lost("its container was never started"))
         if state.exited:
-            self._check_exit_under_engine(state)
+            self._following.check_exit_under_engine(state)
         else:
-            self._note_running()
+            self._following.note_running()
             self._watch(state.container_id, state.started_at or self._tools.engine.now())
         return state.container_id
 
@@ -349,116 +325,8 @@ class Execution:
         self._tools.stops.watch(self._run, container_id=container_id, ran_for=ran_for)
 
     def _follow(self, container_id: str) -> rt.ContainerState:
-        """Take all output until the container has exited; its last state."""
-        pauses = _pauses()
         with _phase("run"):
-            while True:
-                complete = self._read_output(container_id)
-                state = self._get_state(container_id)
-                if state.exited:
-                    self._check_exit_under_engine(state)
-                    # A stream that the engine took down with it ends like one that is complete.
-                    if not complete or self._asking.gap_began is not None:
-                        self._complete_output(container_id)
-                    self._check_exit_across_gap(state)
-                    return state
-                self._note_running()
-                self._run.closed.wait(next(pauses))
-
-    def _note_running(self) -> None:
-        """Whatever went wrong with the engine before did not end it."""
-        self._asking.gap_began = None
-        self._seen_running_at = self._tools.engine.now()
-
-    def _read_output(self, container_id: str) -> bool:
-        """Take what the container writes. True when all of it has come."""
-        attached, self._attached = self._attached, None
-        if attached is not None:
-            return self._take_output(attached)
-        with suppress(rt.ContainerGone):
-            self._read_copy(container_id)
-        # The copy may lack what was written just before the end.
-        return False
-
-    def _complete_output(self, container_id: str) -> None:
-        """What of the output of a container that has ended hasn't come yet; a mark where it isn't to be had."""
-        with suppress(rt.ContainerGone):
-            for _ in range(COPY_TRIES):
-                if self._read_copy(container_id):
-                    return
-                self._run.closed.wait(COPY_PAUSE_SECONDS)
-        log.warning("output_incomplete")
-        self._run.output.mark_missing()
-
-    def _read_copy(self, container_id: str) -> bool:
-        """Take what the engine kept, skipping what has been seen. True when all of it has come."""
-        self._run.output.begin_follow()
-        return self._take_output(self._follow_copy(container_id))
-
-    def _follow_copy(self, container_id: str) -> Iterator[tuple[rt.Stream, bytes]]:
-        yield from self._runtime.follow(container_id, on_open=self._run.while_following)
-
-    def _take_output(self, output: Iterator[tuple[rt.Stream, bytes]]) -> bool:
-        """False when the engine broke it off."""
-        ended = False
-        try:
-            for stream, data in output:
-                self._run.output.append(stream, data)
-            ended = True
-        except rt.EngineUnavailable as error:
-            self._asking.wait(error)
-        except (rt.StreamBroken, rt.EngineRefused) as error:
-            log.warning("output_broken_off", error=str(error))
-        if self._run.released:
-            raise LetGo("released")
-        return ended
-
-    def _check_exit_across_gap(self, state: rt.ContainerState) -> None:
-        """A daemon that goes down takes its containers with it; that exit is not the command's own."""
-        if self._asking.gap_began is None or state.finished_at is None or state.oom_killed:
-            return
-        if state.finished_at > self._asking.gap_began - timedelta(seconds=ENGINE_STOP_SECONDS):
-            raise _Ended(_lost("the container engine stopped while it ran"), state.container_id)
-
-    def _check_exit_under_engine(self, state: rt.ContainerState) -> None:
-        """The end of what an earlier daemon had at work may be that daemon's doing, and be noted by this one.
-
-        A daemon that is stopping ends its containers first, and tells so to who is connected; but it doesn't
-        listen any more, so this waits then until it is back.
-        """
-        engine_began = self._asking.ask(self._runtime.find_began)
-        at_work_at = self._seen_running_at or state.started_at
-        if engine_began is None or at_work_at is None or state.finished_at is None or state.oom_killed:
-            return
-        recovered_at = engine_began + timedelta(seconds=ENGINE_RECOVERY_SECONDS)
-        if at_work_at < engine_began and state.finished_at < recovered_at:
-            raise _Ended(_lost("the container engine stopped while it ran"), state.container_id)
-
-    def _get_state(self, container_id: str) -> rt.ContainerState:
-        state = self._find_state(container_id)
-        if state is None:
-            raise _Ended(_lost("its container was removed by someone else"))
-        return state
-
-    def _find_state(self, name_or_id: str) -> rt.ContainerState | None:
-        """What the engine says of the container, however often it has to be asked."""
-        while True:
-            try:
-                return self._asking.ask(lambda: self._runtime.find(name_or_id))
-            except NoAnswer as error:
-                self._prove_absence(name_or_id, error)
-
-    def _prove_absence(self, name_or_id: str, silence: NoAnswer) -> None:
-        """All that can be known of a container that the engine tells nothing about: does it let itself be removed?
-
-        Returns when it doesn't: most likely it runs, so nothing else of its task may.
-        """
-        try:
-            self._runtime.remove(name_or_id)
-        except rt.RuntimeFailure as error:
-            log.warning("container_unknown", error=str(silence), removal=str(error))
-            return
-        raise _Ended(_lost(f"the container engine could not tell how it ended: {silence}")) from silence
+            return self._following.follow(container_id)
 
     # Closing.
 
@@ -517,18 +385,6 @@ def _get_end(state: rt.ContainerState) -> datetime | None:
     if state.finished_at is None or state.started_at is None:
         return state.finished_at
     return max(state.started_at, state.finished_at)
-
-
-def _lost(why: str) -> Outcome:
-    return Outcome("lost", error_msg=f"The run was lost: {why}.")
-
-
-def _pauses() -> Iterator[float]:
-    """A follow that ends before its container is rare; look again soon, then less often."""
-    seconds = 0.02
-    while True:
-        yield seconds
-        seconds = min(1.0, seconds * 2)
 
 
 @contextmanager

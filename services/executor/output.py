@@ -104,7 +104,8 @@ class Output:
 
     def mark_missing(self) -> None:
         """Say at its end that the engine didn't give all of it."""
-        self._position["stdout"] = self._seen["stdout"]
+        end = max(self._seen["stdout"], self._delivered["stdout"])
+        self._seen["stdout"] = self._position["stdout"] = end
         self.append("stdout", MISSING_MARK)
 
     def take(self, budget_bytes: int) -> list[Chunk]:

@@ -25,6 +25,7 @@ class Program:
     ignores_sigterm: bool = False
     sigterm_exit_code: int = 143
     oom_killed: bool = False
+    oom_event: bool = False
     refused: str | None = None
 
 
@@ -58,6 +59,7 @@ class FakeContainer:
     created_at: datetime
     status: str = "created"
     starts: int = 0
+    reads: int = 0
     exit_code: int = 0
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -235,6 +237,7 @@ class FakeRuntime:
                 self._engine.finish(container, 137)
             elif not container.program.ignores_sigterm:
                 self._engine.finish(container, container.program.sigterm_exit_code)
+        self._leave("kill")
         return True
 
     def remove(self, container_id: str) -> None:

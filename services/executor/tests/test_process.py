@@ -13,6 +13,8 @@ import pytest
 
 from libs.common.messages import RunMessage
 from libs.common.topology import DEAD_QUEUE, RUNS_QUEUE
+from services.executor.tests.fake_engine.daemon import FakeDaemon
+from services.executor.tests.fake_runtime import Program
 from services.executor.tests.fake_scheduler import wait_until
 from services.executor.tests.stand import ROOT, Stand, ends, read, read_status
 
@@ -223,6 +225,29 @@ def test_health_and_metrics_are_served(stand: Stand):
     assert 'taskrunner_executor_runs_total{outcome="completed",reason=""} 1.0' in metrics
     for phase in ("create", "start", "run"):
         assert f'taskrunner_executor_phase_duration_seconds_count{{phase="{phase}"}} 1.0' in metrics
+
+
+def test_an_engine_that_is_away_is_told_and_gets_nothing_new(stand: Stand, tmp_path: Path):
+    daemon = FakeDaemon(tmp_path / "docker.sock")
+    daemon.engine.images.add("taskrunner:dev")
+    daemon.engine.programs["wait",] = Program(runs_on=True)
+    _, port = stand.start(DOCKER_HOST=daemon.docker_host)
+    row = stand.add("wait")
+    stand.wait_started(row)
+
+    daemon.down()
+    wait_until(lambda: read_status(port, "/readyz") == 503, what="saying that it isn't ready")
+    waiting = stand.add("true")
+    assert read_status(port, "/livez") == 200
+    assert (row.finished, waiting.status) == (None, "queued")
+
+    daemon.up()
+    stand.scheduler.wait_finished(waiting)
+    assert read_status(port, "/readyz") == 200
+    daemon.engine.finish(next(iter(daemon.engine.containers.values())), 3)
+    assert stand.scheduler.wait_finished(row)["exitCode"] == 3
+    daemon.engine.check_journal()
+    daemon.down()
 
 
 def test_a_missing_setting_is_named_at_the_start():

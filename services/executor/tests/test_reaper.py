@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from services.executor.reaper import (
     GRACE_SECONDS,
     IDLE_INTERVAL_SECONDS,
     STOPPING_INTERVAL_SECONDS,
+    STREAM_SECONDS,
     Reaper,
 )
 from services.executor.tests.fake_runtime import FakeContainer, FakeEngine, FakeRuntime, Program
@@ -164,6 +166,39 @@ def test_an_engine_that_refuses_a_signal_is_asked_again(reaper, engine, clock):
     assert look(reaper) == 1
 
     assert container.signals == ["SIGKILL"]
+
+
+def test_a_container_that_the_engine_is_stuck_with_keeps_no_other_from_being_removed(reaper, engine):
+    stuck = leave(engine)
+    leave(engine, run_id="6f1c1c0e-4b0e-4f0e-8a1e-0a4b6f1c1c0f")
+    remove = reaper._runtime.remove
+
+    def remove_but_one(container_id: str) -> None:
+        if container_id == stuck.container_id:
+            raise rt.EngineUnavailable("timed out")
+        remove(container_id)
+
+    reaper._runtime.remove = remove_but_one
+    for _ in range(4):
+        with contextlib.suppress(rt.EngineUnavailable):
+            reaper.run_once()
+
+    assert list(engine.containers) == [stuck.container_id]
+
+
+def test_a_run_that_waits_for_output_of_what_ended_long_ago_is_told_to_look(reaper, engine, questions, clock):
+    leave(engine, status="exited")
+    questions.held.add(RUN_ID)
+
+    reaper.run_once()
+    clock.now = STREAM_SECONDS - 1
+    reaper.run_once()
+    assert questions.broken == []
+    clock.now = STREAM_SECONDS
+    reaper.run_once()
+    reaper.run_once()
+
+    assert questions.broken == [RUN_ID]
 
 
 def test_a_young_container_is_nobodys_leftover_yet(reaper, engine, questions):

@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from services.executor import runtime as rt
+from services.executor import stopper as stopper_module
 from services.executor.stopper import KILL_AGAIN_SECONDS, Stopper, decide_step
 from services.executor.tests.builders import make_run, make_spec
 from services.executor.tests.fake_runtime import FakeContainer, FakeEngine, FakeRuntime, Program
@@ -115,6 +116,33 @@ def test_an_engine_that_is_away_gets_the_signal_later():
     stopper.run_once()
 
     assert container.signals == ["SIGTERM"]
+
+
+def test_a_signal_whose_answer_was_lost_is_why_the_run_ends():
+    engine = FakeEngine()
+    stopper = Stopper(open_runtime=lambda: FakeRuntime(engine), spawn=lambda send: send())
+    container = begin(engine, Program(runs_on=True))
+    run = watch(stopper, container, timeoutSeconds=30, age=timedelta(seconds=31))
+    engine.after["kill"] = rt.EngineUnavailable("reset")
+
+    stopper.run_once()
+
+    assert container.signals == ["SIGTERM"]
+    assert run.stopped_for == "timeout"
+
+
+def test_an_engine_that_never_says_that_it_sent_sigterm_is_told_to_kill(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stopper_module, "RETRY_SECONDS", 0.0)
+    engine = FakeEngine()
+    stopper = Stopper(open_runtime=lambda: FakeRuntime(engine), spawn=lambda send: send())
+    container = begin(engine, Program(runs_on=True, ignores_sigterm=True))
+    watch(stopper, container, stopGraceSeconds=0).ask_stop("cancelled")
+
+    for _ in range(2):
+        engine.after["kill"] = rt.EngineUnavailable("reset")
+        stopper.run_once()
+
+    assert container.signals == ["SIGTERM", "SIGTERM", "SIGKILL"]
 
 
 def test_a_run_that_is_no_longer_watched_gets_no_signal():

@@ -48,6 +48,7 @@ class Request:
     name: str
     query: Mapping[str, str]
     body: Mapping[str, Any] = field(default_factory=dict)
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +69,14 @@ class NotDone(Exception):
 
 def read_request(method: str, target: str, body: bytes) -> Request:
     url = urlsplit(target)
-    path = re.sub(r"^/v[0-9.]+", "", unquote(url.path))
+    versioned = re.fullmatch(r"(?:/v([0-9.]+))?(/.*)", unquote(url.path))
+    assert versioned is not None
+    version, path = versioned.groups()
     for operation, verb, pattern in ROUTES:
         if verb == method and (match := re.fullmatch(pattern, path)):
             query = {key: values[-1] for key, values in parse_qs(url.query).items()}
             name = match.groupdict().get("name", "") or query.get("name", "")
-            return Request(operation, name, query, json.loads(body or b"{}"))
+            return Request(operation, name, query, json.loads(body or b"{}"), version)
     raise NotDone(404, f"page not found: {method} {path}")
 
 
@@ -81,9 +84,9 @@ class Api:
     """Does what a request asks. One that is late keeps its promise: a name is taken from the moment that a create
     has come, and a container that is being started isn't removed."""
 
-    def __init__(self, engine: FakeEngine, *, version: str = "1.41") -> None:
+    def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine
-        self.api_version = version
+        self.version = self.oldest_version = "1.41"
         self.network: dict[str, Any] = {}
         self._reserved: set[str] = set()
         self._starting: set[str] = set()
@@ -108,6 +111,9 @@ class Api:
 
     def call(self, request: Request) -> Answer:
         """Raises NotDone."""
+        if request.version is not None and request.version < self.oldest_version:
+            told = f"client version {request.version} is too old."
+            raise NotDone(400, f"{told} Minimum supported API version is {self.oldest_version}")
         act: Callable[[Request], Answer] = getattr(self, f"_{request.operation}")
         with self.engine.changed:
             self.engine.calls.append(request.operation)
@@ -118,6 +124,7 @@ class Api:
         container = self._get(request.name)
         with self.engine.changed:
             self.engine.calls.append(request.operation)
+            container.reads += 1
         return self._read_frames(container)
 
     def _read_frames(self, container: FakeContainer) -> Iterator[bytes]:
@@ -141,7 +148,7 @@ class Api:
                 yield struct.pack(">BxxxI", _STREAM_NUMBERS[stream], len(data)) + data
 
     def _version(self, _request: Request) -> Answer:
-        return Answer(200, {"ApiVersion": self.api_version, "MinAPIVersion": "1.12", "Version": "20.10.24"})
+        return Answer(200, {"ApiVersion": self.version, "MinAPIVersion": self.oldest_version, "Version": "20"})
 
     def _info(self, _request: Request) -> Answer:
         return Answer(
@@ -153,11 +160,6 @@ class Api:
                 "SystemTime": _format(self.engine.now()),
             },
         )
-
-    def _events(self, request: Request) -> Answer:
-        """Of those that the runtime asks for: a container's end for lack of memory."""
-        (container_id,) = json.loads(request.query["filters"])["container"]
-        return Answer(200, {"status": "oom"} if self._get(container_id).program.oom_killed else None)
 
     def _create(self, request: Request) -> Answer:
         image = request.body["Image"]
@@ -234,6 +236,11 @@ class Api:
         self.engine.containers.pop(container.container_id, None)
         self.engine.changed.notify_all()
         return Answer(204)
+
+    def _events(self, request: Request) -> Answer:
+        """Those of memory that ran out, of one container; the only ones that anybody asks for."""
+        (wanted,) = json.loads(request.query["filters"])["container"]
+        return Answer(200, {"Action": "oom", "id": wanted} if self._get(wanted).program.oom_event else None)
 
     def _image(self, request: Request) -> Answer:
         if request.name not in (IMAGE_ID, *self.engine.images):

@@ -17,7 +17,7 @@ import pytest
 
 from libs.common.consumer import Delivery
 from libs.common.messages import RunMessage
-from services.executor import asking, execution, network_guard, reaper, stopper, sync
+from services.executor import asking, execution, following, network_guard, reaper, stopper, sync
 from services.executor import runtime as rt
 from services.executor.docker_runtime import DockerRuntime
 from services.executor.engine import EngineMonitor
@@ -50,7 +50,7 @@ _HURRY = {
     (asking, "TRIES"): 6,
     (asking, "FIRST_PAUSE_SECONDS"): 0.01,
     (asking, "LAST_PAUSE_SECONDS"): 0.02,
-    (execution, "COPY_PAUSE_SECONDS"): 0.01,
+    (following, "COPY_PAUSE_SECONDS"): 0.01,
     (network_guard, "HELPER_LIMIT"): timedelta(seconds=0.3),
     (reaper, "STREAM_SECONDS"): 0.2,
     (execution, "FRUITLESS_PAUSE_SECONDS"): 0.01,
