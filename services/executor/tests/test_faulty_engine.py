@@ -343,7 +343,8 @@ def test_no_byte_is_lost_with_a_stream_that_breaks(stand: Stand, operation: str,
         stand.daemon.script.always("attach", answers(500))
     stand.daemon.script.once(operation, cut(after_bytes, how))
     row = stand.add(ENDLESS)
-    stand.scheduler.wait(lambda: row.output("stdout") == b"hello")
+    # It is read once more after it was seen to run on.
+    wait_until(lambda: any(each.reads == 2 for each in stand.containers(row)))
 
     stand.finish(row)
 
