@@ -550,8 +550,12 @@ def test_an_exit_that_an_engines_own_end_made_is_not_believed(stand: Stand, how:
     assert ends(again) == ("completed", None)
 
 
-def test_an_exit_during_an_engines_orderly_stop_is_not_believed(stand: Stand):
+@pytest.mark.parametrize("attached", [True, False])
+def test_an_exit_during_an_engines_orderly_stop_is_not_believed(stand: Stand, attached: bool):
     """The engine still serves who is connected while it ends its containers, and waits for the slowest of them."""
+    if not attached:
+        # The connection on which the engine's copy was read to its end serves the next call, too.
+        stand.daemon.script.once("attach", answers(500))
     row = stand.add(Program(runs_on=True, sigterm_exit_code=0))
     stand.scheduler.wait(lambda: row.started is not None)
 
