@@ -500,7 +500,8 @@ class _Pull:
                 f"{client.base_url}/v{client.api_version}/images/create",
                 params={"fromImage": repository, "tag": tag or "latest"},
                 stream=True,
-                timeout=(CALL_TIMEOUT_SECONDS, self._limit_seconds),
+                # Who waits must be the first to see that it takes too long: a pull that breaks is begun again.
+                timeout=(CALL_TIMEOUT_SECONDS, self._limit_seconds + LOOK_TIMEOUT_SECONDS),
             )
             with closing(response):
                 self._response = response
