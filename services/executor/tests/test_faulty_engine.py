@@ -613,8 +613,16 @@ def test_an_engine_that_comes_back_as_one_that_speaks_a_newer_version_is_used_on
     assert ends(after) == ("completed", None)
 
 
-@pytest.mark.parametrize("fault", ["reply lost", "silence", "silence, done late", "500", "request lost"])
-@pytest.mark.parametrize("operation", ["create", "start", "wait", "logs", "remove", "networks"])
+@pytest.mark.parametrize(
+    ("operation", "fault"),
+    [
+        *((operation, fault) for operation in ("create", "wait", "remove") for fault in ("reply lost", "silence")),
+        ("create", "silence, done late"),
+        ("start", "reply lost"),
+        ("logs", "500"),
+        ("networks", "request lost"),
+    ],
+)
 def test_a_guard_that_can_not_be_set_is_tried_again_and_leaves_no_container(
     stand: Stand, operation: str, fault: str
 ):
