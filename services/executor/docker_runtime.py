@@ -342,7 +342,7 @@ class DockerRuntime:
         """All that a container has written so far."""
         params = {"stdout": 1, "stderr": 1}
         response = self._open_stream("GET", f"/containers/{container_id}/logs", params, may_be_quiet=False)
-        return b"".join(data for _, data in self._iterate_frames(response, threading.Event()))
+        return b"".join(data for _, data in self._iterate_frames(_Stream(response)))
 
     @_translate
     def _open_stream(
@@ -374,27 +374,20 @@ class DockerRuntime:
     def _read_frames(
         self, response: requests.Response, on_open: rt.OnInterruptible
     ) -> Iterator[tuple[rt.Stream, bytes]]:
-        interrupted = threading.Event()
+        stream = _Stream(response)
+        on_open(stream.interrupt)
+        return self._iterate_frames(stream)
 
-        def interrupt() -> None:
-            interrupted.set()
-            _shut(response)
-
-        on_open(interrupt)
-        return self._iterate_frames(response, interrupted)
-
-    def _iterate_frames(
-        self, response: requests.Response, interrupted: threading.Event
-    ) -> Iterator[tuple[rt.Stream, bytes]]:
+    def _iterate_frames(self, stream: _Stream) -> Iterator[tuple[rt.Stream, bytes]]:
         frames = FrameReader()
-        with closing(response):
+        with closing(stream):
             try:
-                while data := self._read_some(response):
+                while data := self._read_some(stream.response):
                     yield from frames.feed(data)
             except rt.EngineUnavailable:
-                if not interrupted.is_set():
+                if not stream.interrupted:
                     raise
-        if interrupted.is_set():
+        if stream.interrupted:
             raise rt.StreamBroken("it was broken off")
         if not frames.is_between:
             raise rt.StreamBroken("it ended within a frame")
@@ -443,6 +436,28 @@ class DockerRuntime:
         return [each["Subnet"] for each in configs if "." in each.get("Subnet", "")]
 
 
+class _Stream:
+    """An answer that is read in one thread, and may be broken off from another for as long as it is."""
+
+    def __init__(self, response: requests.Response) -> None:
+        self.response = response
+        self.interrupted = False
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def interrupt(self) -> None:
+        # Once it has been read, its connection serves other calls.
+        with self._lock:
+            if not self._closed:
+                self.interrupted = True
+                _shut(self.response)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+        self.response.close()
+
+
 class _Pull:
     """One pull, on a connection and in a thread of its own.
 
@@ -486,7 +501,8 @@ class _Pull:
                 f"{client.base_url}/v{client.api_version}/images/create",
                 params={"fromImage": repository, "tag": tag or "latest"},
                 stream=True,
-                timeout=(CALL_TIMEOUT_SECONDS, self._limit_seconds),
+                # Who waits must be the first to see that it takes too long: a pull that breaks is begun again.
+                timeout=(CALL_TIMEOUT_SECONDS, self._limit_seconds + LOOK_TIMEOUT_SECONDS),
             )
             with closing(response):
                 self._response = response

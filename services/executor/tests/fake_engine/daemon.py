@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import select
+import selectors
 import socket
 import socketserver
 import threading
@@ -236,8 +236,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _wait_gone(self) -> None:
         """Until the client, or the daemon, has turned away."""
-        with contextlib.suppress(OSError, ValueError):
-            select.select([self.connection], [], [])
+        with contextlib.suppress(OSError, ValueError), selectors.PollSelector() as selector:
+            selector.register(self.connection, selectors.EVENT_READ)
+            selector.select()
 
     def _hang_up(self) -> None:
         self.close_connection = True

@@ -119,6 +119,7 @@ class Stand:
         self.daemon = FakeDaemon(directory / "docker.sock")
         self.daemon.engine.images.add(GUARD.image)
         self.scheduler = FakeScheduler()
+        self._opened: list[DockerRuntime] = []
         self.messages = FakeMessages()
         self.ended = threading.Event()
         # What goes wrong with a task's calls doesn't go wrong with the guard's, unless a test wants it to.
@@ -158,7 +159,9 @@ class Stand:
         wait_until(lambda: self.monitor.ready, what="being ready")
 
     def open_runtime(self) -> DockerRuntime:
-        return DockerRuntime(self.daemon.docker_host, call_seconds=CALL_SECONDS, look_seconds=LOOK_SECONDS)
+        runtime = DockerRuntime(self.daemon.docker_host, call_seconds=CALL_SECONDS, look_seconds=LOOK_SECONDS)
+        self._opened.append(runtime)
+        return runtime
 
     def reap(self) -> None:
         """From here on the reaper looks, as if everything that is there were old."""
@@ -232,6 +235,8 @@ class Stand:
         self.ended.set()
         self.sync.end()
         self.daemon.down()
+        for runtime in self._opened:
+            runtime.close()
 
     def _make_stopper(self) -> Stopper:
         return Stopper(open_runtime=self.open_runtime)
