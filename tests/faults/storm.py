@@ -40,6 +40,8 @@ from tests.integration.stack import Stack
 END_SECONDS = 120.0
 CLEAN_SECONDS = 120.0
 LEASE_SECONDS = 20.0
+# Of the tasks, as many messages are delivered twice.
+DUPLICATES_SHARE = 0.05
 # A part that was started again needs a moment to be there.
 SETTLED = timedelta(seconds=5)
 _LIVE = "('queued', 'claimed', 'running', 'stopping')"
@@ -47,7 +49,7 @@ _LIVE = "('queued', 'claimed', 'running', 'stopping')"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """FAULTS_SEED, FAULTS_TASKS, FAULTS_SECONDS, FAULTS_KILLS, FAULTS_REPORT; the rest follows from the kills."""
+    """FAULTS_SEED, FAULTS_TASKS, FAULTS_SECONDS, FAULTS_KILLS, FAULTS_REPORT; the rest follows from these."""
 
     seed: int
     tasks: int
@@ -58,6 +60,7 @@ class Settings:
     @staticmethod
     def read(environment: Mapping[str, str]) -> Settings:
         kills = int(environment.get("FAULTS_KILLS") or 60)
+        tasks = int(environment.get("FAULTS_TASKS") or 300)
         share = kills / 60
         numbers = Numbers(
             seconds=float(environment.get("FAULTS_SECONDS") or 200),
@@ -68,12 +71,12 @@ class Settings:
             cuts=max(1, round(5 * share)),
             pauses=max(1, round(5 * share)),
             wipes=max(1, round(2 * share)),
-            duplicates=max(2, round(15 * share)),
+            duplicates=max(2, round(DUPLICATES_SHARE * tasks)),
         )
         report = environment.get("FAULTS_REPORT")
         return Settings(
             seed=int(environment.get("FAULTS_SEED") or secrets.randbelow(1_000_000)),
-            tasks=int(environment.get("FAULTS_TASKS") or 300),
+            tasks=tasks,
             numbers=numbers,
             calm_tasks=12,
             report=Path(report) if report else None,

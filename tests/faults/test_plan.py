@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from tests.faults.plan import (
+    ENGINE,
     FIRST_ACT_ONLY,
     LONG_PAUSE_SECONDS,
     REPLICAS,
@@ -37,6 +38,7 @@ def test_a_plan_has_all_that_was_asked_for(seed: int):
     assert all(kills[role] >= 8 for role in ROLES)
     assert sum(kills[role] for role in ROLES) == 60
     assert all(kills[server] == 3 for server in SERVERS)
+    assert sorted(fault.kind for fault in plan if fault.service == ENGINE) == ["kill", "stop"]
     assert kinds["cut"] == 5
     assert kinds["pause"] == 5
     assert kinds["purge"] == kinds["delete"] == 1
