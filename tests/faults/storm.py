@@ -284,7 +284,7 @@ def _wait_until_clean(
 def _read_clock(container: Container) -> float:
     """How far its clock is ahead, by a line of its log and when the engine got that."""
     told, _, line = container.logs(timestamps=True, tail=1).decode().partition(" ")
-    by_itself = datetime.fromisoformat(json.loads(line)["timestamp"])
+    by_itself = datetime.fromisoformat(json.loads(line)["at"])
     return (by_itself - datetime.fromisoformat(told)).total_seconds()
 
 
