@@ -2,8 +2,9 @@
 
 BIND_PORT            the port to listen on, required
 WEB_CONCURRENCY      worker processes, default 1: each costs some 60 MB
-WEB_WORKER           gthread, or gevent for a service that strangers reach: there a slow client costs next to
-                     nothing, while it would keep one of gthread's threads, and even its main loop, waiting
+WEB_WORKER           gthread, or the gateway's, on gevent, for a service that strangers reach: there a slow client
+                     costs next to nothing, while it would keep one of gthread's threads, and even its main loop,
+                     waiting
 WEB_THREADS          threads in each gthread worker, default 16
 """
 

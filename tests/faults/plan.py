@@ -76,7 +76,7 @@ class Fault:
 class Numbers:
     """How much goes wrong. `kills` are those of our own services; servers are restarted by SIGKILL, too."""
 
-    seconds: float = 200.0
+    seconds: float = 170.0
     kills: int = 60
     kills_each_role: int = 8
     restarts_each_server: int = 3

@@ -63,7 +63,7 @@ class Settings:
         tasks = int(environment.get("FAULTS_TASKS") or 300)
         share = kills / 60
         numbers = Numbers(
-            seconds=float(environment.get("FAULTS_SECONDS") or 200),
+            seconds=float(environment.get("FAULTS_SECONDS") or Numbers().seconds),
             kills=kills,
             kills_each_role=max(1, round(8 * min(share, 1.0))),
             restarts_each_server=max(1, round(3 * share)),
