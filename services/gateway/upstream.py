@@ -112,16 +112,14 @@ class Upstream:
     def send(self, call: Call, *, read_seconds: float | None = None, is_patient: bool = True) -> BaseHTTPResponse:
         """The answer with its body still unread: read it to the end, or close it.
 
-        A call whose connection broke is sent once more, on a new one, if its method may be repeated. Another has a
-        connection of its own: one that was used before may just be closing. A call for which no connection came
-        about, so that nothing was sent, waits for a service that is being restarted, unless it is not patient.
-        BadGateway, Unavailable or GatewayTimeout when there is no answer.
+        A call whose connection broke is sent once more, on a new one, when its method may be repeated. One for
+        which no connection came about, so that nothing was sent, waits for a service that is being restarted,
+        unless it is not patient. BadGateway, Unavailable or GatewayTimeout when there is no answer.
         """
         timeout = self._timeout
         if read_seconds is not None:
             timeout = Timeout(connect=timeout.connect_timeout, read=read_seconds)
-        may_break = call.is_question or call.method in _REPEATABLE
-        pool = self._pool if may_break else self._open_pool(1)
+        pool, may_break = self._pool, call.is_question or call.method in _REPEATABLE
         while True:
             try:
                 answer = _send(pool, call, timeout)

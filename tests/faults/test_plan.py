@@ -9,6 +9,7 @@ import pytest
 from tests.faults.plan import (
     ENGINE,
     FIRST_ACT_ONLY,
+    LONG_ABSENCE_SECONDS,
     LONG_PAUSE_SECONDS,
     REPLICAS,
     ROLES,
@@ -66,6 +67,17 @@ def test_executors_are_frozen_for_long_when_leases_can_be_taken_over_and_the_pla
     assert len(frozen) == 2
     assert all(fault.at + LONG_PAUSE_SECONDS > truth_stands + 45 for fault in frozen)
     assert end_of(plan) < 1.4 * numbers.seconds
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_of_several_of_a_kind_never_all_are_away_for_long(seed: int):
+    plan = plan_faults(random.Random(seed), Numbers())
+
+    for service in ("executor", "scheduler-loops"):
+        absences = [each for each in plan if each.service == service and each.seconds >= LONG_ABSENCE_SECONDS]
+        for absence in absences:
+            others = [each for each in absences if each.at <= absence.at < each.at + each.seconds]
+            assert len({each.replica for each in others}) < REPLICAS[service]
 
 
 def test_orders_are_spread_over_the_storm_and_of_several_kinds():

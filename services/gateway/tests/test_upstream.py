@@ -32,17 +32,6 @@ def test_connections_are_used_again(upstream: Upstream, services: StubServices):
     assert len({request.port for request in services.received}) == 1
 
 
-def test_what_may_not_be_sent_twice_has_a_connection_of_its_own(upstream: Upstream, services: StubServices):
-    fetch(upstream)
-    for _ in range(2):
-        upstream.send(Call("POST", "/api/tasks/", body=b"{}")).drain_conn()
-    fetch(upstream)
-
-    ports = [request.port for request in services.received]
-    assert len(set(ports)) == 3
-    assert ports[0] == ports[3]
-
-
 def test_a_connection_that_was_idle_for_long_is_not_used_again(
     upstream: Upstream, services: StubServices, monkeypatch: pytest.MonkeyPatch
 ):
