@@ -147,7 +147,7 @@ class Chaos:
         time.sleep(fault.seconds)
         if fault.service == ENGINE:
             self._note_engine_end(container)
-        _insist(container.start)
+        insist(container.start)
 
     def _note_engine_end(self, container: Container) -> None:
         container.reload()
@@ -206,9 +206,9 @@ def _wait_until_back(container: Container) -> None:
 
 
 def _pause(container: Container, seconds: float) -> None:
-    _insist(container.pause)
+    insist(container.pause)
     time.sleep(seconds)
-    _insist(container.unpause)
+    insist(container.unpause)
 
 
 def _cut(engine: docker.DockerClient, container: Container, network_name: str, seconds: float) -> None:
@@ -216,10 +216,10 @@ def _cut(engine: docker.DockerClient, container: Container, network_name: str, s
     aliases = container.attrs["NetworkSettings"]["Networks"][network_name]["Aliases"]
     network.disconnect(container)
     time.sleep(seconds)
-    _insist(lambda: network.connect(container, aliases=aliases))
+    insist(lambda: network.connect(container, aliases=aliases))
 
 
-def _insist(call: Callable[[], Any]) -> None:
+def insist(call: Callable[[], Any]) -> None:
     """What the engine is told has to work, however busy it is."""
 
     def succeeded() -> bool:

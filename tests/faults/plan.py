@@ -51,6 +51,8 @@ FIRST_ACT_ONLY = ("scheduler", "postgres")
 # A daemon that stops in order gives containers up to 15 s; one that starts takes a few.
 ENGINE_STOP_SECONDS = 15.0
 ENGINE_START_SECONDS = 5.0
+# Whoever is away for so long leaves work to others of its kind; one of them has to be there.
+LONG_ABSENCE_SECONDS = 5.0
 # A container that was started again is left alone for a moment: killing it while it starts proves little.
 SETTLE_SECONDS = 2.0
 
@@ -76,7 +78,7 @@ class Fault:
 class Numbers:
     """How much goes wrong. `kills` are those of our own services; servers are restarted by SIGKILL, too."""
 
-    seconds: float = 200.0
+    seconds: float = 170.0
     kills: int = 60
     kills_each_role: int = 8
     restarts_each_server: int = 3
@@ -92,11 +94,12 @@ def plan_faults(rng: random.Random, numbers: Numbers) -> Sequence[Fault]:
     drafts = _draft(rng, numbers)
     spacing = numbers.seconds / len(drafts)
     free_at = {(service, replica): 0.0 for service, replicas in REPLICAS.items() for replica in range(replicas)}
+    long_away_until = dict(free_at)
     planned: list[Fault] = []
     now = 0.0
     while drafts:
         now += spacing * rng.uniform(0.5, 1.5)
-        index, replica = _pick(rng, drafts, free_at, now)
+        index, replica = _pick(rng, drafts, free_at, long_away_until, now)
         if index is None:
             continue
         draft = drafts.pop(index)
@@ -110,6 +113,8 @@ def plan_faults(rng: random.Random, numbers: Numbers) -> Sequence[Fault]:
             count=draft.count,
         )
         planned.append(fault)
+        if fault.seconds >= LONG_ABSENCE_SECONDS:
+            long_away_until[fault.service, replica] = now + fault.seconds
         if fault.seconds:
             free_at[fault.service, replica] = now + fault.seconds + _decide_settle_seconds(fault)
     return planned
@@ -121,7 +126,11 @@ def end_of(plan: Sequence[Fault]) -> float:
 
 
 def _pick(
-    rng: random.Random, drafts: Sequence[Fault], free_at: Mapping[tuple[str, int], float], now: float
+    rng: random.Random,
+    drafts: Sequence[Fault],
+    free_at: Mapping[tuple[str, int], float],
+    long_away_until: Mapping[tuple[str, int], float],
+    now: float,
 ) -> tuple[int | None, int]:
     """The first draft of which a replica is there to be hit, and that replica."""
     truth_shakes = any(draft.service in FIRST_ACT_ONLY for draft in drafts)
@@ -129,11 +138,11 @@ def _pick(
     for index, draft in enumerate(drafts):
         if _is_long_pause(draft) and (truth_shakes or now < truth_stands_at):
             continue
-        free = [
-            replica
-            for replica in range(REPLICAS[draft.service])
-            if draft.seconds == 0.0 or free_at[draft.service, replica] <= now
-        ]
+        replicas = range(REPLICAS[draft.service])
+        free = [each for each in replicas if draft.seconds == 0.0 or free_at[draft.service, each] <= now]
+        away = sum(long_away_until[draft.service, each] > now for each in replicas)
+        if draft.seconds >= LONG_ABSENCE_SECONDS and away and away + 1 >= len(replicas):
+            continue
         if free:
             return index, rng.choice(free)
     return None, 0

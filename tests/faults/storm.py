@@ -40,6 +40,8 @@ from tests.integration.stack import Stack
 END_SECONDS = 120.0
 CLEAN_SECONDS = 120.0
 LEASE_SECONDS = 20.0
+# Of the tasks, as many messages are delivered twice.
+DUPLICATES_SHARE = 0.05
 # A part that was started again needs a moment to be there.
 SETTLED = timedelta(seconds=5)
 _LIVE = "('queued', 'claimed', 'running', 'stopping')"
@@ -47,7 +49,7 @@ _LIVE = "('queued', 'claimed', 'running', 'stopping')"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """FAULTS_SEED, FAULTS_TASKS, FAULTS_SECONDS, FAULTS_KILLS, FAULTS_REPORT; the rest follows from the kills."""
+    """FAULTS_SEED, FAULTS_TASKS, FAULTS_SECONDS, FAULTS_KILLS, FAULTS_REPORT; the rest follows from these."""
 
     seed: int
     tasks: int
@@ -58,9 +60,10 @@ class Settings:
     @staticmethod
     def read(environment: Mapping[str, str]) -> Settings:
         kills = int(environment.get("FAULTS_KILLS") or 60)
+        tasks = int(environment.get("FAULTS_TASKS") or 300)
         share = kills / 60
         numbers = Numbers(
-            seconds=float(environment.get("FAULTS_SECONDS") or 200),
+            seconds=float(environment.get("FAULTS_SECONDS") or Numbers().seconds),
             kills=kills,
             kills_each_role=max(1, round(8 * min(share, 1.0))),
             restarts_each_server=max(1, round(3 * share)),
@@ -68,12 +71,12 @@ class Settings:
             cuts=max(1, round(5 * share)),
             pauses=max(1, round(5 * share)),
             wipes=max(1, round(2 * share)),
-            duplicates=max(2, round(15 * share)),
+            duplicates=max(2, round(DUPLICATES_SHARE * tasks)),
         )
         report = environment.get("FAULTS_REPORT")
         return Settings(
             seed=int(environment.get("FAULTS_SEED") or secrets.randbelow(1_000_000)),
-            tasks=int(environment.get("FAULTS_TASKS") or 300),
+            tasks=tasks,
             numbers=numbers,
             calm_tasks=12,
             report=Path(report) if report else None,
@@ -281,7 +284,7 @@ def _wait_until_clean(
 def _read_clock(container: Container) -> float:
     """How far its clock is ahead, by a line of its log and when the engine got that."""
     told, _, line = container.logs(timestamps=True, tail=1).decode().partition(" ")
-    by_itself = datetime.fromisoformat(json.loads(line)["timestamp"])
+    by_itself = datetime.fromisoformat(json.loads(line)["at"])
     return (by_itself - datetime.fromisoformat(told)).total_seconds()
 
 

@@ -28,6 +28,7 @@ def test_the_storm_was_as_bad_as_it_was_meant_to_be(storm: Storm):
     assert len(storm.engine_ends) >= numbers.engine_restarts
     assert kinds["cut"] >= numbers.cuts
     assert kinds["purge"] + kinds["delete"] >= numbers.wipes
+    assert sum(each.detail for each in storm.list_struck("duplicate")) >= numbers.duplicates
     assert len(storm.accepted) == storm.settings.tasks
     assert not storm.given_up
     assert not storm.failures
