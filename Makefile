@@ -7,6 +7,7 @@ BIN := .venv/bin
 VENV_STAMP := .venv/.requirements-installed
 # For every Python that we support, and naming no index: that is each machine's own.
 COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
+UNIT := not component and not integration and not faults and not failpoints and not mutations
 # Further arguments for pytest: make test-unit ARGS='-k cron'
 ARGS :=
 
@@ -56,13 +57,14 @@ keys: ## Make a signing key: make keys KID=2027-01
 	@deploy/make_key.sh "$(KID)"
 
 ##@ Change
-.PHONY: test test-unit test-component test-integration faults soak lint check ci tidy bench requirements
+.PHONY: test test-unit test-component test-integration faults soak failpoints mutations lint check ci tidy bench \
+  requirements
 
 test: $(VENV_STAMP) ## Run all tests, against real servers and a composed system of their own
 	@deploy/with_test_stack.sh $(BIN)/pytest --numprocesses 2 libs services deploy tests $(ARGS)
 
 test-unit: $(VENV_STAMP) ## Run the tests that need nothing: seconds
-	@$(BIN)/pytest libs services deploy tests -m 'not component and not integration and not faults' $(ARGS)
+	@$(BIN)/pytest libs services deploy tests -m '$(UNIT)' $(ARGS)
 
 test-component: $(VENV_STAMP) ## Run the tests against real servers in containers
 	@deploy/engine.sh
@@ -83,6 +85,19 @@ soak: ## A storm of half an hour; FAULTS_SECONDS, FAULTS_KILLS, FAULTS_TASKS, FA
 	@FAULTS_SECONDS=$(or $(FAULTS_SECONDS),1600) FAULTS_KILLS=$(or $(FAULTS_KILLS),300) \
 	  FAULTS_TASKS=$(or $(FAULTS_TASKS),3000) FAULTS_REPORT=$(or $(FAULTS_REPORT),docs/soak-report.md) \
 	  $(MAKE) faults ARGS='-k test_storm $(ARGS)'
+
+failpoints: $(VENV_STAMP) ## Kill, freeze and cut off each part at each named point in the code; REPEAT=5 times each
+	@deploy/engine.sh
+	@deploy/images.sh
+	@deploy/build.sh
+	@FAILPOINTS_REPEAT=$(or $(REPEAT),1) $(BIN)/pytest tests/faults/test_failpoints.py -m failpoints \
+	  --capture=no $(ARGS)
+
+mutations: $(VENV_STAMP) ## Switch each safety rule off in turn, and see that the tests notice
+	@deploy/engine.sh
+	@deploy/images.sh
+	@deploy/build.sh
+	@$(BIN)/pytest tests/faults/test_mutations.py -m mutations $(ARGS)
 
 lint: $(VENV_STAMP) ## Check style, types, import rules and shell scripts
 	@$(BIN)/ruff check .

@@ -11,6 +11,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = ["tests.servers"]
 
+NETWORK_MARKERS = ("component", "integration", "faults", "failpoints", "mutations")
+
 # A busy machine is slow, and no test is about time.
 hypothesis.settings.register_profile("task-runner", deadline=None)
 hypothesis.settings.load_profile("task-runner")
@@ -34,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _network_only_where_marked(request: pytest.FixtureRequest):
-    if any(request.node.get_closest_marker(name) for name in ("component", "integration", "faults")):
+    if any(request.node.get_closest_marker(name) for name in NETWORK_MARKERS):
         yield
         return
     disable_socket(allow_unix_socket=True)

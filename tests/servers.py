@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,7 @@ _POSTGRES_COMMAND = ["postgres"] + [
         "fsync=off",
         "synchronous_commit=off",
         "full_page_writes=off",
-        "max_connections=200",
+        "max_connections=500",
         "log_min_messages=fatal",
     )
     for word in ("-c", setting)
@@ -64,6 +64,7 @@ class Database:
 
 
 MakeDatabase = Callable[..., Database]
+MakeVhosts = Callable[[Sequence[str]], list[str]]
 
 
 @pytest.fixture(scope="session")
@@ -137,8 +138,7 @@ def fresh_redis_url(redis_url: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def broker_url(engine: docker.DockerClient) -> Iterator[str]:
-    """The URL of a RabbitMQ server that all tests share: purge the queues that you use."""
+def _broker(engine: docker.DockerClient) -> Iterator[tuple[Container, int]]:
     environment = {
         **_RABBITMQ_ENVIRONMENT,
         "RABBITMQ_DEFAULT_USER": "owner",
@@ -147,14 +147,38 @@ def broker_url(engine: docker.DockerClient) -> Iterator[str]:
     with _server(
         engine, "rabbitmq:4", 5672, environment=environment, hostname="rabbitmq", ulimits=[_OPEN_FILES]
     ) as (container, port):
-        url = f"amqp://owner:{_PASSWORD}@127.0.0.1:{port}/%2F"
-        parameters = pika.URLParameters(url)
+        parameters = pika.URLParameters(_broker_url(port, "%2F"))
         _wait_until_it_answers(
             container,
             lambda: pika.BlockingConnection(parameters).close(),
             (pika.exceptions.AMQPError, OSError),
         )
-        yield url
+        yield container, port
+
+
+@pytest.fixture(scope="session")
+def broker_url(_broker: tuple[Container, int]) -> str:
+    """The URL of a RabbitMQ server that all tests share: purge the queues that you use."""
+    return _broker_url(_broker[1], "%2F")
+
+
+@pytest.fixture(scope="session")
+def make_vhosts(_broker: tuple[Container, int]) -> MakeVhosts:
+    """`make_vhosts(["a", "b"])`: their URLs, each a broker of its own for whoever connects there."""
+
+    def make(names: Sequence[str]) -> list[str]:
+        # In one call: each start of the broker's own tool takes seconds.
+        steps = ", ".join(
+            f'rabbit_vhost:add(<<"{name}">>, <<"owner">>), '
+            "rabbit_auth_backend_internal:set_permissions("
+            f'<<"owner">>, <<"{name}">>, <<".*">>, <<".*">>, <<".*">>, <<"owner">>)'
+            for name in names
+        )
+        result = _broker[0].exec_run(["rabbitmqctl", "eval", f"{steps}."])
+        assert result.exit_code == 0, result.output.decode(errors="replace")
+        return [_broker_url(_broker[1], name) for name in names]
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -197,6 +221,10 @@ def _databases(postgres_dsn: str, templates: dict[str, str]) -> Iterator[MakeDat
 
     for name in made:
         _execute(postgres_dsn, "DROP DATABASE {} WITH (FORCE)", name)
+
+
+def _broker_url(port: int, vhost: str) -> str:
+    return f"amqp://owner:{_PASSWORD}@127.0.0.1:{port}/{vhost}"
 
 
 def _make_template(dsn: str, service: str) -> str:

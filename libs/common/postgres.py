@@ -36,11 +36,20 @@ _ANSWER_MARGIN_SECONDS = 2.0
 _CHECK_SECONDS = 2.0
 _LONGEST_LOCK_SECONDS = 10.0
 
+# The other way round: a process that froze or was cut off in the middle of a transaction holds its locks. All
+# others would wait for it, however many replicas there are, so the server ends such a session.
+_IDLE_IN_TRANSACTION_SECONDS = 10
+
 _NAME = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
-_TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError)
+_TRANSIENT = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    # The end of a session too, though psycopg counts it among the server's own faults.
+    psycopg.errors.IdleInTransactionSessionTimeout,
+)
 
 # What a caller sees while the database is away; http_errors answers 503.
-DATABASE_DOWN = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+DATABASE_DOWN = (*_TRANSIENT, PoolTimeout)
 
 
 class DatabaseSilent(psycopg.OperationalError):
@@ -82,7 +91,8 @@ def open_pool(
 
     Open it after the fork. Each connection is checked when it is handed out, since a pool otherwise hands out
     dead ones after the database's restart. `wait_seconds` bounds how long a caller waits for one (PoolTimeout),
-    `statement_seconds` each statement. One whose server has been silent for 2 s more is given up (DatabaseSilent).
+    `statement_seconds` each statement. One whose server has been silent for 2 s more is given up (DatabaseSilent);
+    so is, by the server, a transaction whose client has been silent for 10 s.
     """
 
     def configure(connection: Connection) -> None:
@@ -110,7 +120,7 @@ def open_pool(
             **_SILENCE_LIMITS,
             "options": (
                 f"-c statement_timeout={statement_seconds * 1000:.0f} -c lock_timeout={lock_seconds * 1000:.0f}"
-                " -c timezone=UTC"
+                f" -c idle_in_transaction_session_timeout={_IDLE_IN_TRANSACTION_SECONDS}s -c timezone=UTC"
             ),
         },
     )

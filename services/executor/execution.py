@@ -15,6 +15,7 @@ from datetime import datetime
 
 import structlog
 
+from libs.common import failpoints
 from services.executor import runtime as rt
 from services.executor.asking import Asking, LetGo, NoAnswer
 from services.executor.container_options import container_options
@@ -94,6 +95,7 @@ class Execution:
         try:
             container_id = self._close(begin)
             self._wait_settled()
+            failpoints.reach("container_not_removed")
             self._tools.spool.forget(str(self._run.spec.run_id))
             if container_id is not None:
                 self._remove(container_id)
@@ -115,6 +117,7 @@ class Execution:
         except Ended as ended:
             self._report(ended.outcome, None, ended.container_id)
             return ended.container_id
+        failpoints.reach("container_exited")
         self._tools.stops.unwatch(self._run)
         outcome = decide_outcome(
             state,
@@ -135,6 +138,7 @@ class Execution:
             return self._take_over_container(adopt.state)
         # Whatever was wrong with the engine before is over, and didn't touch this container.
         self._asking.gap_began = None
+        failpoints.reach("container_started")
         log.info("run_started", attempt=self._run.spec.number, container_id=container_id[:12])
         self._watch(container_id, self._tools.engine.now())
         return container_id
@@ -146,6 +150,7 @@ class Execution:
         pulled = False
         while True:
             self._check_may_begin()
+            failpoints.reach("container_not_created")
             try:
                 with _phase("create"):
                     return self._runtime.create(str(spec.task_id), options)
@@ -214,6 +219,8 @@ class Execution:
             # A moment for the reaper. To be lost instead would cost a run, and a task has only so many of them.
             self._wait_for_name(lambda: LetGo("another run of the task is still running"))
             return None
+        # Whoever slept through its lease meets the container of the run that came after: it isn't ours to clear.
+        self._check_may_begin()
         try:
             self._asking.ask(lambda: self._runtime.remove(state.container_id))
         except rt.ContainerRuns as error:
@@ -247,6 +254,7 @@ class Execution:
         except Ended as ended:
             raise Ended(ended.outcome, container_id) from ended
         self._following.attach(container_id)
+        failpoints.reach("container_not_started")
         try:
             with _phase("start"):
                 self._runtime.start(container_id)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import structlog
 
+from libs.common import failpoints
 from libs.common.consumer import Delivery
 from libs.common.messages import UnreadableMessage, decode_run_message
 from services.executor.execution import Execution
@@ -79,6 +80,7 @@ class Slots:
             DEAD_LETTERED.inc()
             self._messages.reject(delivery)
             return
+        failpoints.reach("run_delivered")
         self._claims.put((delivery, self._sync.claim(message.run_id)))
 
     def adopt(self, adoption: Adoption) -> None:

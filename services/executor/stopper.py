@@ -13,6 +13,7 @@ from typing import Literal
 
 import structlog
 
+from libs.common import failpoints
 from services.executor.held_run import HeldRun
 from services.executor.outcome import StopReason
 from services.executor.runtime import EngineUnavailable, Runtime, RuntimeFailure
@@ -180,6 +181,7 @@ class Stopper:
         if run.released:
             watched.retry_at = time.monotonic() + IDLE_SECONDS
             return
+        failpoints.reach("signal_not_sent")
         with closing(self._open_runtime()) as runtime:
             delivered = self._kill(runtime, watched, step.signal)
             if delivered is None and self._is_doubted_too_long(watched):

@@ -17,6 +17,7 @@ from uuid import UUID
 
 import structlog
 
+from libs.common import failpoints
 from libs.common.clock import utc_now
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport, lease_clock
 from services.executor.metrics import SYNC_DURATION
@@ -346,6 +347,7 @@ class Sync:
         for run, report in request.started:
             if (*run.key, "started") in settled and run.started is report:
                 run.started = None
+                failpoints.reach("start_reported")
         for run in request.finished:
             answer = settled.get((*run.key, "finished"))
             if answer is None:

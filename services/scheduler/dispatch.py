@@ -18,6 +18,7 @@ from uuid import UUID
 
 import structlog
 
+from libs.common import failpoints
 from libs.common.messages import RunMessage
 from libs.common.postgres import Connection, Pool, in_transaction, on_connection
 from libs.common.publisher import Outgoing, Publishes
@@ -40,7 +41,8 @@ class DispatchConfig:
     """`tick`: how often it looks without a wake-up. `claim_window`: recent claims make that much more room.
 
     `publish_within` and `claim_within`: after which the sweep publishes a run again; `claim_when_empty`: the same
-    when no message waits at the broker, so that this run's is lost, or is with an executor that is stuck.
+    when no message waits at the broker, so that this run's is lost, or is with an executor that is stuck. All are
+    less than what docs/task-model.md, Crashes, promises: the sweep looks every second, and may be late itself.
     `answer_within`: how long the broker is waited for before anything is made that it is to carry.
     """
 
@@ -49,7 +51,7 @@ class DispatchConfig:
     claim_window: timedelta = timedelta(seconds=2)
     answer_within: timedelta = timedelta(seconds=1)
     publish_timeout: timedelta = timedelta(seconds=5)
-    publish_within: timedelta = timedelta(seconds=15)
+    publish_within: timedelta = timedelta(seconds=13)
     claim_within: timedelta = timedelta(seconds=30)
     claim_when_empty: timedelta = timedelta(seconds=5)
 
@@ -118,17 +120,20 @@ class Dispatcher:
         loop_store.queue_tasks(
             connection, due, [run.run_id for run in runs], publish_within=self._config.publish_within
         )
+        failpoints.reach("run_not_committed")
         return runs
 
     def _publish(self, runs: Sequence[QueuedRun]) -> int:
         """Outside any transaction: the broker may take its time. Returns how many it confirmed."""
         if not runs:
             return 0
+        failpoints.reach("run_not_published")
         confirmed = self._publisher.publish(
             [Outgoing(RunMessage(run.run_id, run.task_id), run.request_id) for run in runs],
             timeout_seconds=self._config.publish_timeout.total_seconds(),
         )
         published = [run for run in runs if str(run.run_id) in confirmed]
+        failpoints.reach("run_published")
         self._mark_published([run.run_id for run in published])
         self._note_failures([run.run_id for run in runs if str(run.run_id) not in confirmed])
         for run in published:

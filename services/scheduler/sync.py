@@ -14,6 +14,7 @@ from uuid import UUID
 
 import structlog
 
+from libs.common import failpoints
 from libs.common.clock import format_time
 from libs.common.errors import Conflict
 from libs.common.postgres import Connection, Pool, in_transaction, on_connection
@@ -97,6 +98,10 @@ class ExecutorSync:
             applied = in_transaction(self._pool, lambda connection: self._apply(connection, request))
         self._observe(request.executor, applied)
         granted = any(answer.epoch is not None for answer in applied.claims)
+        if granted:
+            failpoints.reach("claim_committed")
+        if applied.closed:
+            failpoints.reach("report_committed")
         is_back = any(entry.ending.task_status == TaskStatus.PENDING for entry in applied.closed)
         if granted or is_back or applied.is_new:
             self._wake_dispatch()
@@ -117,6 +122,8 @@ class ExecutorSync:
         accepted, started, closed = _apply_reports(connection, runs, request.reports)
         claims = self._claim(connection, request, runs, again=again)
         taken, leases = self._take_over(connection, executor)
+        if any(answer.epoch is not None for answer in claims):
+            failpoints.reach("claim_not_committed")
         adopted = {lease.run_id for lease in _list_adopted(request, leases)}
         wanted = {answer.run_id for answer in claims if answer.epoch is not None} | adopted
         return _Applied(

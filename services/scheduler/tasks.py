@@ -12,6 +12,7 @@ from uuid import UUID
 
 import structlog
 
+from libs.common import failpoints
 from libs.common.clock import utc_now
 from libs.common.errors import Forbidden, Invalid, NotFound
 from libs.common.paging import Cursor, Page, to_page
@@ -72,7 +73,9 @@ class Tasks:
         owner = self._decide_owner(identity, fields["user_id"])
         _check_scheduled_at(fields["scheduled_at"], now=now)
         new = _to_new_task(fields, owner=owner, limits=self._limits, request_id=request_id)
+        failpoints.reach("task_not_committed")
         task = on_connection(self._pool, lambda connection: store.create_task(connection, new))
+        failpoints.reach("task_committed")
         if task.due_at - now <= WAKE_WITHIN:
             self._wake_dispatch()
         TASKS_CREATED.inc()

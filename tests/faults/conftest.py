@@ -1,10 +1,12 @@
-"""One storm for all tests of a run: `make faults`."""
+"""One storm for all tests of a run, `make faults`, and the ground of small worlds, `make failpoints`."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import docker
@@ -14,6 +16,9 @@ from tests.faults.plan import REPLICAS
 from tests.faults.report import render_text, write_document
 from tests.faults.storm import Storm, raise_storm, read_settings_from_environment, save_evidence
 from tests.faults.task_engine import START_SECONDS, open_task_engine
+from tests.faults.tcp_proxy import ProxyLoop
+from tests.faults.users_stub import UsersStub
+from tests.faults.world import Ground
 from tests.integration.client import sign_up
 from tests.integration.stack import Stack, open_stack
 
@@ -53,3 +58,13 @@ def storm(stack: Stack, task_engine: docker.DockerClient) -> Storm:
     if settings.report is not None:
         write_document(storm, settings.report)
     return storm
+
+
+@pytest.fixture(scope="session")
+def ground(redis_url: str) -> Iterator[Ground]:
+    """Its folder stays when something in it has gone wrong: a world in which all went well has removed its own."""
+    with closing(ProxyLoop()) as loop, closing(UsersStub()) as users:
+        folder = Path(tempfile.mkdtemp(prefix="failpoints-"))
+        yield Ground(loop=loop, users=users, redis_url=redis_url, folder=folder)
+        if not any(each.is_dir() for each in folder.iterdir()):
+            shutil.rmtree(folder)

@@ -100,6 +100,10 @@ class Journal:
         self._thread.start()
         wait_until(lambda: self._stream is not None, what="the engine's events were being listened to")
 
+    def look(self) -> Findings:
+        """What has been heard so far; the listening goes on."""
+        return judge(set(self._events))
+
     def stop(self) -> Set[Event]:
         """All events; those of the last moment are waited for."""
         time.sleep(1.0)

@@ -13,6 +13,7 @@ import pytest
 from psycopg_pool import PoolTimeout
 
 from libs.common.postgres import Connection, DatabaseSilent, Pool, in_transaction, load_queries, open_pool, ping
+from tests.integration.polling import wait_until
 
 
 @pytest.fixture
@@ -33,6 +34,10 @@ def count(pool: Pool) -> int:
 
 def insert(connection: Connection, number: int = 1) -> None:
     connection.execute("INSERT INTO things VALUES (%s)", (number,))
+
+
+def _is_gone(connection: Connection, backend_pid: int) -> bool:
+    return connection.execute("SELECT FROM pg_stat_activity WHERE pid = %s", (backend_pid,)).rowcount == 0
 
 
 @pytest.mark.component
@@ -73,6 +78,32 @@ def test_work_on_a_broken_connection_runs_again_on_another(pool: Pool):
 
     assert len(set(tries)) == 2
     assert count(pool) == 1
+
+
+@pytest.mark.component
+def test_work_that_slept_in_its_transaction_lost_its_locks_and_runs_again(pool: Pool):
+    tries: list[int] = []
+
+    def work(connection: Connection) -> None:
+        tries.append(connection.info.backend_pid)
+        connection.execute("SET LOCAL idle_in_transaction_session_timeout = '50ms'")
+        insert(connection)
+        if len(tries) == 1:
+            with pool.connection() as other:
+                wait_until(lambda: _is_gone(other, tries[0]), what="the server ended the session")
+
+    in_transaction(pool, work)
+
+    assert len(set(tries)) == 2
+    assert count(pool) == 1
+
+
+@pytest.mark.component
+def test_every_connection_bounds_how_long_its_transaction_may_sleep(pool: Pool):
+    with pool.connection() as connection:
+        row = connection.execute("SHOW idle_in_transaction_session_timeout").fetchone()
+
+    assert row == {"idle_in_transaction_session_timeout": "10s"}
 
 
 @pytest.mark.component

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import docker
 
 from services.executor.network_guard import instance_tag
 
-GUARD_IMAGE = "taskrunner:dev"
+GUARD_IMAGE = os.environ.get("TASKRUNNER_IMAGE") or "taskrunner:dev"
 
 
 def run_on_host(client: docker.DockerClient, script: str) -> str:

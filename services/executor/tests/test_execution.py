@@ -425,6 +425,19 @@ def test_the_leftover_of_an_earlier_run_makes_room(bench: Bench):
     assert bench.engine.containers == {}
 
 
+def test_who_slept_until_the_next_run_has_ended_leaves_that_its_container(bench: Bench):
+    clock = [100.0]
+    run = make_run(renewed_at=100.0, clock=lambda: clock[0])
+    later = bench.leave(run, labels={rt.LABEL_RUN: "a-later-run"}, status="exited")
+    bench.engine.before["create"] = lambda: clock.__setitem__(0, 145.0)
+
+    bench.execute(run)
+
+    assert later.container_id in bench.engine.containers
+    assert bench.reporter.gone == [run]
+    assert not bench.reporter.finished
+
+
 def test_a_leftover_that_still_runs_is_waited_for(bench: Bench, in_thread: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(execution, "LEFTOVER_PAUSE_SECONDS", 0.01)
     run = make_run()
