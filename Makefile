@@ -57,7 +57,8 @@ keys: ## Make a signing key: make keys KID=2027-01
 	@deploy/make_key.sh "$(KID)"
 
 ##@ Change
-.PHONY: test test-unit test-component test-integration faults soak failpoints mutations lint check tidy bench requirements
+.PHONY: test test-unit test-component test-integration faults soak failpoints mutations lint check ci tidy bench \
+  requirements
 
 test: $(VENV_STAMP) ## Run all tests, against real servers and a composed system of their own
 	@deploy/with_test_stack.sh $(BIN)/pytest --numprocesses 2 libs services deploy tests $(ARGS)
@@ -75,13 +76,15 @@ test-integration: $(VENV_STAMP) ## Run the tests that go through the gateway of 
 	@deploy/with_test_stack.sh $(BIN)/pytest tests -m integration $(ARGS)
 
 faults: $(VENV_STAMP) ## Kill, cut off and restart everything under load, and see that no promise breaks: 8 minutes
-	@TEST_PROJECT=task-runner-faults TEST_PORT=18100 deploy/with_test_stack.sh \
+	@deploy/engine.sh
+	@deploy/images.sh task-runner/engine:local
+	@TEST_PROJECT=task-runner-faults TEST_PORT=18100 COMPOSE_ALSO=tests/faults/compose.yml deploy/with_test_stack.sh \
 	  $(BIN)/pytest tests/faults -m faults --capture=no $(ARGS)
 
-soak: ## The same for half an hour; FAULTS_SECONDS, FAULTS_KILLS, FAULTS_TASKS, FAULTS_SEED say how much of what
-	@FAULTS_SECONDS=$(or $(FAULTS_SECONDS),1500) FAULTS_KILLS=$(or $(FAULTS_KILLS),300) \
-	  FAULTS_TASKS=$(or $(FAULTS_TASKS),3000) FAULTS_REPORT=$(or $(FAULTS_REPORT),soak-report.txt) \
-	  $(MAKE) faults
+soak: ## A storm of half an hour; FAULTS_SECONDS, FAULTS_KILLS, FAULTS_TASKS, FAULTS_SEED say how much of what
+	@FAULTS_SECONDS=$(or $(FAULTS_SECONDS),1600) FAULTS_KILLS=$(or $(FAULTS_KILLS),300) \
+	  FAULTS_TASKS=$(or $(FAULTS_TASKS),3000) FAULTS_REPORT=$(or $(FAULTS_REPORT),docs/soak-report.md) \
+	  $(MAKE) faults ARGS='-k test_storm $(ARGS)'
 
 failpoints: $(VENV_STAMP) ## Kill, freeze and cut off each part at each named point in the code; REPEAT=5 times each
 	@deploy/engine.sh
@@ -103,7 +106,9 @@ lint: $(VENV_STAMP) ## Check style, types, import rules and shell scripts
 	@$(BIN)/lint-imports
 	@deploy/lint_shell.sh
 
-check: lint test ## What CI runs: lint and test
+check: lint test ## What to run before handing in: lint and test
+
+ci: check faults ## What CI runs: lint, test, and the storm
 
 tidy: $(VENV_STAMP) ## Format the code and fix what can be fixed
 	@$(BIN)/ruff check --fix .

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Runs Compose on this stack, with the host's own Compose v2, or else with one in a container.
 # Usage: compose.sh [compose's options] COMMAND…      ENV_FILE=… takes another file than deploy/.env
+#   COMPOSE_ALSO=…  a further Compose file, in the repository, that adds to the stack's or changes it
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 repository=$(dirname "$here")
 arguments=(compose --file "$here/docker-compose.yml")
+if [ -n "${COMPOSE_ALSO:-}" ]; then arguments+=(--file "$repository/$COMPOSE_ALSO"); fi
 if [ -f "${ENV_FILE:-$here/.env}" ]; then arguments+=(--env-file "${ENV_FILE:-$here/.env}"); fi
 
 if docker compose version >/dev/null 2>&1; then

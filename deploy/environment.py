@@ -31,10 +31,10 @@ def read_settings(text: str) -> dict[str, str]:
 
 
 def gateway_url(settings: Mapping[str, str]) -> str:
-    """Where the gateway answers, seen from this machine."""
+    """Where the gateway answers, seen from this machine; the first of several."""
     bind = settings["GATEWAY_BIND"]
     host = "127.0.0.1" if bind == "0.0.0.0" else bind  # noqa: S104  Compared, not bound.
-    return f"http://{host}:{settings['GATEWAY_PORT']}"
+    return f"http://{host}:{settings['GATEWAY_PORT'].partition('-')[0]}"
 
 
 def fill_example(example: str, given: Mapping[str, str]) -> str:

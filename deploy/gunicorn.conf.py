@@ -2,9 +2,9 @@
 
 BIND_PORT            the port to listen on, required
 WEB_CONCURRENCY      worker processes, default 1: each costs some 60 MB
-WEB_WORKER           gthread, or gevent for a service that strangers reach: there a slow client costs next to
-                     nothing, while it would keep one of gthread's threads, and even its main loop, waiting
-WEB_THREADS          threads in each gthread worker, default 16
+WEB_WORKER           one with threads, or the gateway's, on gevent, for a service that strangers reach: there a slow
+                     client costs next to nothing, while it would keep a thread, and even their main loop, waiting
+WEB_THREADS          threads in each worker that has threads, default 16
 """
 
 import json
@@ -17,7 +17,7 @@ import gunicorn.util
 bind = f"0.0.0.0:{os.environ['BIND_PORT']}"
 workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
 threads = int(os.environ.get("WEB_THREADS", "16"))
-worker_class = os.environ.get("WEB_WORKER", "gthread")
+worker_class = os.environ.get("WEB_WORKER", "libs.common.web_worker.Worker")
 # Pools and threads don't survive a fork, so each worker loads the app itself.
 preload_app = False
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes sure that the images which the stack stands on exist, under the names of the official ones.
 #
-# Usage: images.sh [--pull] [NAME…]      (all that the stack needs, unless named; registry:2 only when named)
+# Usage: images.sh [--pull] [NAME…]      (all that the stack needs, unless named; what only tests use when named)
 #   --pull   fetch the official ones, also where there is something by that name; fail where it can't
 #
 # An image that is there is kept. What is missing is pulled where a registry is in reach, else built from
@@ -16,6 +16,7 @@ readonly LOCK_FILE
 readonly BASE=debian:trixie-slim
 readonly LABEL=task-runner.recipe
 readonly COMPOSE=task-runner/compose:local
+readonly ENGINE=task-runner/engine:local
 # A registry that answers does so at once; one that doesn't must not hold up the start.
 readonly PROBE_SECONDS=15
 # Downloading and unpacking alternate, so three builds keep two cores busy.
@@ -33,6 +34,7 @@ folder_of() {
         busybox:*) echo busybox ;;
         registry:*) echo registry ;;
         "$COMPOSE") echo compose ;;
+        "$ENGINE") echo engine ;;
         "$BASE") echo base ;;
         *)
             say "images: no recipe for $1"

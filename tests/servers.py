@@ -46,6 +46,8 @@ _POSTGRES_COMMAND = ["postgres"] + [
     )
     for word in ("-c", setting)
 ]
+# A new cluster takes about half of it.
+SMALL_DISK_MIB = 160
 _POSTGRES_DATA = {"/var/lib/postgresql/data": "rw,uid=999,gid=999,mode=700"}
 # An idle Erlang machine spins by default, and a huge limit of open files makes it allocate as many slots.
 _RABBITMQ_ENVIRONMENT = {"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none"}
@@ -94,6 +96,28 @@ def postgres_dsn(engine: docker.DockerClient) -> Iterator[str]:
         )
         _wait_until_it_answers(container, lambda: psycopg.connect(dsn).close(), psycopg.Error)
         yield dsn
+
+
+@pytest.fixture
+def small_postgres(engine: docker.DockerClient) -> Iterator[tuple[str, Container]]:
+    """The owner's DSN of a server whose disk is small, and its container; it comes back by itself from a crash."""
+    environment = {
+        "POSTGRES_USER": "owner",
+        "POSTGRES_PASSWORD": _PASSWORD,
+        "POSTGRES_DB": "owner",
+        "POSTGRES_INITDB_ARGS": "--data-checksums",
+    }
+    # The container stays, and so does what it keeps in memory.
+    again = "while :; do docker-entrypoint.sh postgres -c max_wal_size=64MB -c min_wal_size=32MB; sleep 1; done"
+    data = {"/var/lib/postgresql/data": f"rw,uid=999,gid=999,mode=700,size={SMALL_DISK_MIB}m"}
+    with _server(
+        engine, "postgres:17", 5432, entrypoint=["sh", "-c", again], environment=environment, tmpfs=data
+    ) as (container, port):
+        dsn = make_conninfo(
+            host="127.0.0.1", port=port, user="owner", password=_PASSWORD, dbname="owner", connect_timeout=5
+        )
+        _wait_until_it_answers(container, lambda: psycopg.connect(dsn).close(), psycopg.Error)
+        yield dsn, container
 
 
 @pytest.fixture(scope="session")

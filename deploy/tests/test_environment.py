@@ -81,3 +81,9 @@ def test_facts_are_renewed_unless_the_operator_set_them(tmp_path: Path, monkeypa
     environment.write_environment(path, {})
 
     assert settings(path)["CPU_LIMIT"] == "1"
+
+
+def test_the_gateways_address_is_the_first_of_several():
+    settings = {"GATEWAY_BIND": "127.0.0.1", "GATEWAY_PORT": "8000-8001"}
+
+    assert environment.gateway_url(settings) == "http://127.0.0.1:8000"

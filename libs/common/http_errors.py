@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
+import psycopg
 import structlog
 from flask import Flask, Response
 from marshmallow import ValidationError
@@ -135,13 +136,20 @@ def _list_messages(messages: Any, path: str = "") -> Iterator[str]:
 
 
 def _answer_database_down(error: Exception) -> Response:
-    log.warning("database_unavailable", error=type(error).__name__)
+    if isinstance(error, psycopg.errors.DiskFull):
+        log.error("database_disk_full")
+        detail, retry_after_seconds = "The database has no room left. Nothing was changed; try again later.", 30
+    else:
+        log.warning("database_unavailable", error=type(error).__name__)
+        # An answer that was lost may have been a yes.
+        detail = "The database doesn't answer. Try again; if it matters, look first whether it was done."
+        retry_after_seconds = 2
     return problem(
         503,
         title="Service Unavailable",
-        detail="The database doesn't answer. Nothing was changed; try again.",
+        detail=detail,
         code="database_unavailable",
-        retry_after_seconds=2,
+        retry_after_seconds=retry_after_seconds,
     )
 
 

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import psycopg
 from environs import Env, EnvError
+from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow, Row, dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from libs.common.config import Secret, read_secret
@@ -29,17 +30,15 @@ _SILENCE_LIMITS = {
     "keepalives_count": 2,
 }
 
+# A server that is frozen keeps its connections, but not its own time limits. It has so much longer to answer than
+# its statement may take, and so long when it is only asked whether it is there.
+_ANSWER_MARGIN_SECONDS = 2.0
+_CHECK_SECONDS = 2.0
+_LONGEST_LOCK_SECONDS = 10.0
+
 # The other way round: a process that froze or was cut off in the middle of a transaction holds its locks. All
 # others would wait for it, however many replicas there are, so the server ends such a session.
-_SESSION_OPTIONS = " ".join(
-    f"-c {setting}"
-    for setting in (
-        "statement_timeout=30s",
-        "lock_timeout=10s",
-        "idle_in_transaction_session_timeout=10s",
-        "timezone=UTC",
-    )
-)
+_IDLE_IN_TRANSACTION_SECONDS = 10
 
 _NAME = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
 _TRANSIENT = (
@@ -53,6 +52,28 @@ _TRANSIENT = (
 DATABASE_DOWN = (*_TRANSIENT, PoolTimeout)
 
 
+class DatabaseSilent(psycopg.OperationalError):
+    """The database didn't answer in time. What it was asked to do it may do yet."""
+
+
+# The connection is there, so another one would fare no better, and the caller has waited long enough.
+_FINAL = (PoolTimeout, DatabaseSilent, psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable)
+
+
+class _BoundedConnection(psycopg.Connection[Row]):
+    """Gives up on a server that is silent for `answer_seconds`, and closes itself then."""
+
+    answer_seconds: float | None = None
+
+    def wait(self, gen: PQGen[Result], interval: float = 0.1, timeout: float | None = None) -> Result:
+        try:
+            return super().wait(gen, interval, self.answer_seconds if timeout is None else timeout)
+        except psycopg.errors._WaitTimeout as error:
+            # Nothing else can be asked over it, not even to roll back.
+            self.pgconn.finish()
+            raise DatabaseSilent("the database doesn't answer") from error
+
+
 def read_database_url(env: Env, name: str) -> Secret:
     """The named variable, in a form that libpq takes; EnvError, which doesn't show it, otherwise."""
     url = read_secret(env, name)
@@ -63,23 +84,33 @@ def read_database_url(env: Env, name: str) -> Secret:
     return url
 
 
-def open_pool(dsn: str, *, name: str, max_size: int, wait_seconds: float = 5.0) -> Pool:
+def open_pool(
+    dsn: str, *, name: str, max_size: int, wait_seconds: float = 5.0, statement_seconds: float = 10.0
+) -> Pool:
     """A pool of autocommit connections that answer rows as dicts. It opens without waiting for the server.
 
     Open it after the fork. Each connection is checked when it is handed out, since a pool otherwise hands out
-    dead ones after the database's restart. `wait_seconds` bounds how long a caller waits for one (PoolTimeout).
-    One whose server has been silent for 10 s is given up; so is, by the server, a transaction whose client has.
+    dead ones after the database's restart. `wait_seconds` bounds how long a caller waits for one (PoolTimeout),
+    `statement_seconds` each statement. One whose server has been silent for 2 s more is given up (DatabaseSilent);
+    so is, by the server, a transaction whose client has been silent for 10 s.
     """
-    pool = ConnectionPool(
+
+    def configure(connection: Connection) -> None:
+        assert isinstance(connection, _BoundedConnection)  # noqa: S101  See connection_class.
+        connection.answer_seconds = statement_seconds + _ANSWER_MARGIN_SECONDS
+
+    lock_seconds = min(0.8 * statement_seconds, _LONGEST_LOCK_SECONDS)
+    pool: Pool = ConnectionPool(
         dsn,
-        connection_class=psycopg.Connection[DictRow],
+        connection_class=_BoundedConnection[DictRow],
+        configure=configure,
         min_size=1,
         max_size=max_size,
         timeout=wait_seconds,
         # A short life for each attempt: its pauses double, and a caller in need starts a new one anyway.
         reconnect_timeout=5.0,
         open=False,
-        check=ConnectionPool.check_connection,
+        check=_check,
         name=name,
         kwargs={
             "row_factory": dict_row,
@@ -87,7 +118,10 @@ def open_pool(dsn: str, *, name: str, max_size: int, wait_seconds: float = 5.0) 
             "application_name": name,
             "connect_timeout": 5,
             **_SILENCE_LIMITS,
-            "options": _SESSION_OPTIONS,
+            "options": (
+                f"-c statement_timeout={statement_seconds * 1000:.0f} -c lock_timeout={lock_seconds * 1000:.0f}"
+                f" -c idle_in_transaction_session_timeout={_IDLE_IN_TRANSACTION_SECONDS}s -c timezone=UTC"
+            ),
         },
     )
     pool.open(wait=False)
@@ -100,7 +134,8 @@ def in_transaction(pool: Pool, work: Callable[[Connection], Result], *, attempts
     """Run `work` in one transaction and commit it; leaving by an exception rolls back.
 
     When the connection breaks or the server picks it as a deadlock's victim, the whole of `work` runs again on
-    another connection, so it must be safe to run twice: ids come from outside it.
+    another connection, so it must be safe to run twice: ids come from outside it. A server that takes too long is
+    not asked again.
     """
 
     def transact(connection: Connection) -> Result:
@@ -120,7 +155,7 @@ def on_connection(pool: Pool, work: Callable[[Connection], Result], *, attempts:
         try:
             with pool.connection() as connection:
                 return work(connection)
-        except PoolTimeout:
+        except _FINAL:
             raise
         except _TRANSIENT:
             if attempts <= 0:
@@ -131,6 +166,16 @@ def ping(pool: Pool) -> None:
     """Raise when the database doesn't answer; for `/readyz`."""
     with pool.connection(timeout=2.0) as connection:
         connection.execute("SELECT 1")
+
+
+def _check(connection: Connection) -> None:
+    """Raise when nobody is at the other end."""
+    assert isinstance(connection, _BoundedConnection)  # noqa: S101  See connection_class.
+    usual, connection.answer_seconds = connection.answer_seconds, _CHECK_SECONDS
+    try:
+        ConnectionPool.check_connection(connection)
+    finally:
+        connection.answer_seconds = usual
 
 
 class Queries(Mapping[str, bytes]):

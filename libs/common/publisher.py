@@ -20,7 +20,7 @@ from pika.channel import Channel
 from pika.exceptions import AMQPError
 
 from libs.common.messages import RunMessage
-from libs.common.topology import REQUEST_ID_HEADER, RUNS_QUEUE, declare_topology
+from libs.common.topology import QUEUES, REQUEST_ID_HEADER, RUNS_QUEUE, declare_topology
 
 log = structlog.get_logger()
 
@@ -30,6 +30,8 @@ _BLOCKED_SECONDS = 30
 _CONNECT_SECONDS = 5
 _CLOSE_SECONDS = 5
 _LONGEST_PAUSE_SECONDS = 5.0
+# What was heard from longer ago is asked before anything is made that it is to publish.
+_HEARD_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,9 @@ class Outgoing:
 class Publishes(Protocol):
     """What dispatch needs of a publisher."""
 
-    @property
-    def is_ready(self) -> bool: ...
+    def answers(self, *, timeout_seconds: float) -> bool: ...
+
+    def count(self, queue_name: str, *, timeout_seconds: float) -> int | None: ...
 
     def publish(self, outgoing: Sequence[Outgoing], *, timeout_seconds: float) -> set[str]: ...
 
@@ -115,6 +118,16 @@ class Publisher:
         if not self.is_ready:
             raise ConnectionError("not connected")
 
+    def answers(self, *, timeout_seconds: float) -> bool:
+        """Whether the broker is there now; a connection that was cut looks well until heartbeats are missed."""
+        with self._lock:
+            link = self._link if self.is_ready else None
+        if link is None:
+            return False
+        if time.monotonic() - link.heard_at < _HEARD_SECONDS:
+            return True
+        return self.count(RUNS_QUEUE, timeout_seconds=timeout_seconds) is not None
+
     def publish(self, outgoing: Sequence[Outgoing], *, timeout_seconds: float) -> set[str]:
         """Send all at once, and wait for the confirms. Returns the ids of the runs whose message is safe.
 
@@ -131,7 +144,10 @@ class Publisher:
         return set(batch.confirmed)
 
     def count(self, queue_name: str, *, timeout_seconds: float) -> int | None:
-        """The messages that wait in a queue, None when the broker doesn't say so in time."""
+        """The messages that wait in one of our queues, None when the broker doesn't say so in time.
+
+        A queue that is gone is made anew.
+        """
         answer: queue.SimpleQueue[int] = queue.SimpleQueue()
         with self._lock:
             if self._link is None or not self.is_ready:
@@ -181,6 +197,7 @@ class _Link:
         self._unconfirmed: dict[int, tuple[_Batch, str]] = {}
         self._returned: set[str] = set()
         self._batches: set[_Batch] = set()
+        self.heard_at = float("-inf")
         self._connection = pika.SelectConnection(
             parameters,
             on_open_callback=self._on_open,
@@ -211,10 +228,13 @@ class _Link:
         self._batches.clear()
 
     def _count(self, queue_name: str, answer: queue.SimpleQueue[int]) -> None:
+        def put(frame: Any) -> None:
+            self.heard_at = time.monotonic()
+            answer.put(frame.method.message_count)
+
         if self._channel is not None and self._channel.is_open:
-            self._channel.queue_declare(
-                queue_name, passive=True, callback=lambda frame: answer.put(frame.method.message_count)
-            )
+            # Not a passive declaration: one of a queue that is gone would close the channel.
+            self._channel.queue_declare(queue_name, durable=True, arguments=dict(QUEUES)[queue_name], callback=put)
 
     def _close(self) -> None:
         if self._connection.is_open:
@@ -239,6 +259,7 @@ class _Link:
 
     def _on_confirming(self, channel: Channel, _frame: Any) -> None:
         self._channel = channel
+        self.heard_at = time.monotonic()
         log.info("broker_connected")
         self._on_ready()
 
@@ -277,6 +298,7 @@ class _Link:
         declare_topology(channel)
 
     def _on_confirm(self, frame: Any) -> None:
+        self.heard_at = time.monotonic()
         method = frame.method
         is_ack = isinstance(method, pika.spec.Basic.Ack)
         for tag in self._list_tags(method.delivery_tag, is_multiple=method.multiple):

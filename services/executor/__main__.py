@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from libs.common.shutdown import Shutdown
 from libs.common.topology import RUNS_QUEUE
 from services.executor.config import ExecutorConfig, read_config
 from services.executor.container_options import ContainerSettings
-from services.executor.docker_runtime import DockerRuntime
+from services.executor.docker_runtime import CALL_TIMEOUT_SECONDS, DockerRuntime
 from services.executor.engine import EngineMonitor
 from services.executor.metrics import SLOTS, SLOTS_USED
 from services.executor.network_guard import GuardSettings, NetworkGuard
@@ -38,6 +39,9 @@ log = structlog.get_logger()
 
 MIB = 1024 * 1024
 
+# An engine waits up to 12 s for what it killed to end before it answers.
+SIGNAL_TIMEOUT_SECONDS = 30.0
+
 # Three intervals of an idle sync.
 SYNC_STALE_SECONDS = 15.0
 
@@ -53,7 +57,9 @@ class Executor:
         self._engine = EngineMonitor(
             runtime=self._open_runtime(), guard=NetworkGuard(_guard_settings(config)), on_change=self._balance
         )
-        self._stopper = Stopper(self._open_runtime())
+        self._stopper = Stopper(
+            open_runtime=functools.partial(self._open_runtime, call_seconds=SIGNAL_TIMEOUT_SECONDS)
+        )
         self._spool = Spool(directory=config.spool_directory, limit_bytes=config.spool_mb * MIB)
         self._prefetcher = Prefetcher(runtime=self._open_runtime(), limit=config.pull_limit)
         self._slots: Slots | None = None
@@ -79,7 +85,7 @@ class Executor:
 
     def _start(self) -> None:
         duties = Duties(stopper=self._stopper, prefetcher=self._prefetcher)
-        sync = Sync(identity=self._identity(), post=self._open_scheduler(), listener=duties)
+        sync = Sync(identity=self._identity(), post=self._open_scheduler(), listener=duties, now=self._engine.now)
         consumer = Consumer(
             name=f"executor {self._config.executor_id}",
             broker_url=self._config.broker_url,
@@ -138,7 +144,9 @@ class Executor:
     def _reap(self) -> None:
         sync = self._sync
         assert sync is not None  # noqa: S101  _start came before.
-        reaper = Reaper(runtime=self._open_runtime(), sync=sync, instance=self._config.instance)
+        reaper = Reaper(
+            runtime=self._open_runtime(), sync=sync, instance=self._config.instance, now=self._engine.now
+        )
         while not self._shutdown.wait(reaper.pause_seconds):
             try:
                 reaper.run_once()
@@ -183,14 +191,17 @@ class Executor:
         client = SchedulerClient(scheduler_url=self._config.scheduler_url, token=self._config.internal_token)
         return client.post
 
-    def _open_runtime(self) -> Runtime:
-        return NoopRuntime() if self._config.runtime == "noop" else DockerRuntime(self._config.docker_host)
+    def _open_runtime(self, *, call_seconds: float = CALL_TIMEOUT_SECONDS) -> Runtime:
+        if self._config.runtime == "noop":
+            return NoopRuntime()
+        return DockerRuntime(self._config.docker_host, call_seconds=call_seconds)
 
     def _checks(self) -> list[Check]:
         return [
             Check("engine", self._engine.probe),
             Check("broker", self._probe_broker),
             Check("scheduler", self._probe_scheduler),
+            Check("spool", self._spool.check, required=False),
         ]
 
     def _probe_broker(self) -> None:
@@ -222,6 +233,7 @@ class Executor:
 def _guard_settings(config: ExecutorConfig) -> GuardSettings:
     return GuardSettings(
         instance=config.instance,
+        executor_id=config.executor_id,
         network=config.task_network,
         image=config.guard_image,
         allow=config.task_network_allow,

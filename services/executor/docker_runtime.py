@@ -11,6 +11,7 @@ import functools
 import json
 import math
 import os
+import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,9 @@ from services.executor import runtime as rt
 from services.executor.frames import FrameReader
 
 # A create or a start on a loaded machine may take long; giving up on it early would only add doubt.
-CALL_TIMEOUT_SECONDS = 120
+CALL_TIMEOUT_SECONDS = 120.0
+# Saying who it is costs an engine nothing: one that is silent for so long isn't at work.
+LOOK_TIMEOUT_SECONDS = 10.0
 READ_BYTES = 64 * 1024
 # How long after an exit the engine may still learn why.
 LATE_EVENT_SECONDS = 1.0
@@ -73,6 +76,10 @@ def _translate(call: Callable[P, T]) -> Callable[P, T]:
         except docker.errors.APIError as error:
             if error.status_code in (502, 503, 504):
                 raise rt.EngineUnavailable(_explain(error)) from error
+            if _is_other_version(error) and isinstance(args[0], DockerRuntime):
+                # Another engine has taken its place: agree with it anew.
+                args[0].close()
+                raise rt.EngineUnavailable(_explain(error)) from error
             if error.is_server_error():
                 raise rt.EngineFault(_explain(error)) from error
             raise rt.EngineRefused(_explain(error)) from error
@@ -88,27 +95,47 @@ def _translate(call: Callable[P, T]) -> Callable[P, T]:
 
 
 class DockerRuntime:
-    """One client of one engine. Connects at its first call."""
+    """One client of one engine. Connects at its first call.
 
-    def __init__(self, docker_host: str) -> None:
+    A call that isn't answered within `call_seconds` raises EngineUnavailable, and the question who the engine is
+    within `look_seconds`. A stream may be quiet for as long as it likes once it has begun.
+    """
+
+    def __init__(
+        self,
+        docker_host: str,
+        *,
+        call_seconds: float = CALL_TIMEOUT_SECONDS,
+        look_seconds: float = LOOK_TIMEOUT_SECONDS,
+    ) -> None:
         self._docker_host = docker_host
+        self._call_seconds = call_seconds
+        self._look_seconds = look_seconds
         self._opened: docker.APIClient | None = None
         self._digests: OrderedDict[str, str] = OrderedDict()
 
     @property
     def _client(self) -> docker.APIClient:
         if self._opened is None:
-            self._opened = _open_client(self._docker_host)
+            self._opened = _open_client(self._docker_host, look_seconds=self._look_seconds)
+            _limit(self._opened, self._call_seconds)
         return self._opened
 
     @_translate
     def describe(self) -> rt.EngineInfo:
-        info = self._client.info()
+        client = self._client
+        _limit(client, self._look_seconds)
+        try:
+            info = client.info()
+        finally:
+            _limit(client, self._call_seconds)
+        # A connection that was kept may lead to a daemon that is stopping.
+        self.find_began()
         return rt.EngineInfo(
             engine_id=info["ID"],
             host=info["Name"],
             version=info["ServerVersion"],
-            started_at=self._find_socket_time(),
+            now=datetime.fromisoformat(info["SystemTime"]).astimezone(UTC),
         )
 
     @_translate
@@ -143,15 +170,27 @@ class DockerRuntime:
     def attach(self, container_id: str, *, on_open: rt.OnInterruptible) -> Iterator[tuple[rt.Stream, bytes]]:
         path = f"/containers/{container_id}/attach"
         response = self._open_stream("POST", path, {"stream": 1, "stdout": 1, "stderr": 1})
-        on_open(lambda: _shut(response))
-        return self._read_frames(response)
+        return self._read_frames(response, on_open)
 
     def follow(self, container_id: str, *, on_open: rt.OnInterruptible) -> Iterator[tuple[rt.Stream, bytes]]:
         # The SDK's own `logs` inspects the container first and mixes the two streams.
         path = f"/containers/{container_id}/logs"
         response = self._open_stream("GET", path, {"follow": 1, "stdout": 1, "stderr": 1})
-        on_open(lambda: _shut(response))
-        return self._read_frames(response)
+        return self._read_frames(response, on_open)
+
+    @_translate
+    def find_began(self) -> datetime | None:
+        if not self._docker_host.startswith(_UNIX_SCHEME):
+            return None
+        path = self._docker_host.removeprefix(_UNIX_SCHEME)
+        # A daemon makes its socket when it begins, or finds one that is older than itself.
+        began = datetime.fromtimestamp(os.stat(path).st_ctime, UTC)
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            # A queue that is full has somebody at its end.
+            with contextlib.suppress(BlockingIOError):
+                probe.connect(path)
+        return began
 
     @_translate
     def find(self, name_or_id: str) -> rt.ContainerState | None:
@@ -159,6 +198,11 @@ class DockerRuntime:
             state = _read_state(self._client.inspect_container(name_or_id))
         except docker.errors.NotFound:
             return None
+        except docker.errors.APIError as error:
+            if not error.is_client_error() or _is_other_version(error):
+                raise
+            # Whatever it objects to, it is nothing of the container.
+            raise rt.EngineFault(_explain(error)) from error
         if state.exited and state.exit_code == _KILLED and not state.oom_killed:
             return replace(state, oom_killed=self._saw_out_of_memory(state))
         return state
@@ -273,36 +317,48 @@ class DockerRuntime:
         return [subnet for each in subnets for subnet in each]
 
     @_translate
-    def run_helper(self, options: Mapping[str, Any], *, limit: timedelta) -> rt.HelperResult:
+    def run_helper(self, name: str, options: Mapping[str, Any], *, limit: timedelta) -> rt.HelperResult:
+        self._remove_by_force(name)
         try:
-            container_id = self._client.create_container_from_config(dict(options))["Id"]
+            container_id = self._client.create_container_from_config(dict(options), name)["Id"]
         except docker.errors.ImageNotFound as error:
             raise rt.ImageMissing(_explain(error)) from error
         try:
             self._client.start(container_id)
             ended = self._client.wait(container_id, timeout=math.ceil(limit.total_seconds()))
-            output = b"".join(data for _, data in self.follow(container_id, on_open=_ignore))
+            output = self._read_kept_output(container_id)
             return rt.HelperResult(exit_code=ended["StatusCode"], output=output.decode(errors="replace"))
         finally:
-            self._client.remove_container(container_id, force=True)
+            # What can't be removed now is when the next one is run.
+            with contextlib.suppress(rt.RuntimeFailure):
+                self._remove_by_force(container_id)
 
     def close(self) -> None:
         if self._opened is not None:
             self._opened.close()
             self._opened = None
 
+    def _read_kept_output(self, container_id: str) -> bytes:
+        """All that a container has written so far."""
+        params = {"stdout": 1, "stderr": 1}
+        response = self._open_stream("GET", f"/containers/{container_id}/logs", params, may_be_quiet=False)
+        return b"".join(data for _, data in self._iterate_frames(_Stream(response)))
+
     @_translate
-    def _open_stream(self, method: str, path: str, params: Mapping[str, Any]) -> requests.Response:
+    def _open_stream(
+        self, method: str, path: str, params: Mapping[str, Any], *, may_be_quiet: bool = True
+    ) -> requests.Response:
         client = self._client
         response = client.request(
             method,
             f"{client.base_url}/v{client.api_version}{path}",
             params=params,
             stream=True,
-            # A quiet container is no reason to give up reading.
-            timeout=(CALL_TIMEOUT_SECONDS, None),
+            timeout=self._call_seconds,
         )
         if response.status_code == 200:
+            if may_be_quiet:
+                _read_without_limit(client, response)
             return response
         with closing(response):
             text = _read_message(response)
@@ -310,11 +366,31 @@ class DockerRuntime:
             raise rt.ContainerGone(text)
         raise rt.EngineRefused(text)
 
-    def _read_frames(self, response: requests.Response) -> Iterator[tuple[rt.Stream, bytes]]:
+    @_translate
+    def _remove_by_force(self, name_or_id: str) -> None:
+        with contextlib.suppress(docker.errors.NotFound):
+            self._client.remove_container(name_or_id, force=True)
+
+    def _read_frames(
+        self, response: requests.Response, on_open: rt.OnInterruptible
+    ) -> Iterator[tuple[rt.Stream, bytes]]:
+        stream = _Stream(response)
+        on_open(stream.interrupt)
+        return self._iterate_frames(stream)
+
+    def _iterate_frames(self, stream: _Stream) -> Iterator[tuple[rt.Stream, bytes]]:
         frames = FrameReader()
-        with closing(response):
-            while data := self._read_some(response):
-                yield from frames.feed(data)
+        with closing(stream):
+            try:
+                while data := self._read_some(stream.response):
+                    yield from frames.feed(data)
+            except rt.EngineUnavailable:
+                if not stream.interrupted:
+                    raise
+        if stream.interrupted:
+            raise rt.StreamBroken("it was broken off")
+        if not frames.is_between:
+            raise rt.StreamBroken("it ended within a frame")
 
     @_translate
     def _read_some(self, response: requests.Response) -> bytes:
@@ -333,9 +409,13 @@ class DockerRuntime:
             "until": f"{state.finished_at.timestamp() + LATE_EVENT_SECONDS:.6f}",
             "filters": json.dumps({"container": [state.container_id], "event": ["oom"]}),
         }
-        response = client.get(
-            f"{client.base_url}/v{client.api_version}/events", params=params, timeout=CALL_TIMEOUT_SECONDS
-        )
+        try:
+            response = client.get(
+                f"{client.base_url}/v{client.api_version}/events", params=params, timeout=self._look_seconds
+            )
+        except requests.RequestException:
+            # The exit is known, and worth more than why it came.
+            return False
         return response.status_code == 200 and bool(response.content.strip())
 
     def _find_network(self, network: rt.TaskNetwork) -> str | None:
@@ -355,11 +435,27 @@ class DockerRuntime:
         configs = self._client.inspect_network(name)["IPAM"]["Config"] or []
         return [each["Subnet"] for each in configs if "." in each.get("Subnet", "")]
 
-    def _find_socket_time(self) -> datetime | None:
-        """A daemon makes its socket when it begins, or finds one that is older than itself."""
-        if not self._docker_host.startswith(_UNIX_SCHEME):
-            return None
-        return datetime.fromtimestamp(os.stat(self._docker_host.removeprefix(_UNIX_SCHEME)).st_ctime, UTC)
+
+class _Stream:
+    """An answer that is read in one thread, and may be broken off from another for as long as it is."""
+
+    def __init__(self, response: requests.Response) -> None:
+        self.response = response
+        self.interrupted = False
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def interrupt(self) -> None:
+        # Once it has been read, its connection serves other calls.
+        with self._lock:
+            if not self._closed:
+                self.interrupted = True
+                _shut(self.response)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+        self.response.close()
 
 
 class _Pull:
@@ -400,12 +496,13 @@ class _Pull:
     @_translate
     def _pull(self) -> None:
         repository, tag = parse_repository_tag(self._image)
-        with closing(_open_client(self._docker_host)) as client:
+        with closing(_open_client(self._docker_host, look_seconds=LOOK_TIMEOUT_SECONDS)) as client:
             response = client.post(
                 f"{client.base_url}/v{client.api_version}/images/create",
                 params={"fromImage": repository, "tag": tag or "latest"},
                 stream=True,
-                timeout=(CALL_TIMEOUT_SECONDS, self._limit_seconds),
+                # Who waits must be the first to see that it takes too long: a pull that breaks is begun again.
+                timeout=(CALL_TIMEOUT_SECONDS, self._limit_seconds + LOOK_TIMEOUT_SECONDS),
             )
             with closing(response):
                 self._response = response
@@ -430,18 +527,28 @@ class _OneConnection(UnixHTTPAdapter):
         return super().get_connection("http+docker://localhost")
 
 
-def _open_client(docker_host: str) -> docker.APIClient:
-    client = docker.APIClient(base_url=docker_host, version="auto", timeout=CALL_TIMEOUT_SECONDS)
+def _open_client(docker_host: str, *, look_seconds: float) -> docker.APIClient:
+    """A client that knows the engine's version already, for which it was asked within `look_seconds`."""
+    limits: dict[str, Any] = {"timeout": look_seconds}
+    client = docker.APIClient(base_url=docker_host, version="auto", **limits)
     # Looking for proxies and a .netrc before each call would cost a third of its processor time.
     client.trust_env = False
     if docker_host.startswith(_UNIX_SCHEME):
         socket_url = f"http+unix://{docker_host.removeprefix(_UNIX_SCHEME)}"
-        client.mount("http+docker://", _OneConnection(socket_url, CALL_TIMEOUT_SECONDS))
+        client.mount("http+docker://", _OneConnection(socket_url))
     return client
 
 
-def _ignore(_interrupt: rt.Interrupt) -> None:
-    """A helper's output is never broken off."""
+def _limit(client: Any, seconds: float) -> None:
+    """The SDK's types know whole seconds only."""
+    client.timeout = seconds
+
+
+def _read_without_limit(client: Any, response: requests.Response) -> None:
+    """A quiet container is no reason to give up reading."""
+    # The SDK's own way. A stream that has ended already has no socket any more.
+    with contextlib.suppress(AttributeError):
+        client._disable_socket_timeout(client._get_raw_response_socket(response))
 
 
 def _shut(response: requests.Response) -> None:
@@ -462,6 +569,10 @@ def _explain(error: docker.errors.APIError) -> str:
     return " ".join(str(error.explanation or error).split())[:300]
 
 
+def _is_other_version(error: docker.errors.APIError) -> bool:
+    return error.status_code == 400 and "client version" in _explain(error)
+
+
 def _is_command_fault(text: str) -> bool:
     lowered = text.lower()
     return any(fault in lowered for fault in _COMMAND_FAULTS)
@@ -470,7 +581,10 @@ def _is_command_fault(text: str) -> bool:
 def _check_progress(line: bytes) -> None:
     if not line.strip():
         return
-    progress = json.loads(line)
+    try:
+        progress = json.loads(line)
+    except ValueError as error:
+        raise rt.EngineUnavailable("a pull's answer broke off") from error
     if "error" in progress:
         detail = progress.get("errorDetail") or {}
         raise _pull_error(int(detail.get("code") or 0), str(detail.get("message") or progress["error"]))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
 
+from libs.common.clock import utc_now
 from services.executor.network_guard import NetworkGuard
 from services.executor.runtime import EngineInfo, EngineUnavailable, Runtime, RuntimeFailure
 
@@ -46,6 +47,8 @@ class EngineMonitor:
         self._ready = threading.Event()
         self._look = threading.Event()
         self._info: EngineInfo | None = None
+        # The engine's time, and when (monotonic) it was that.
+        self._clock: tuple[datetime, float] | None = None
         self._problem = "not looked at yet"
 
     @property
@@ -57,9 +60,13 @@ class EngineMonitor:
         """What the engine said of itself when it last answered."""
         return self._info
 
-    @property
-    def started_at(self) -> datetime | None:
-        return self._info.started_at if self._info else None
+    def now(self) -> datetime:
+        """The engine's time, whatever this machine's clock says; this one's before the engine has told it."""
+        clock = self._clock
+        if clock is None:
+            return utc_now()
+        told, at = clock
+        return told + timedelta(seconds=self._monotonic() - at)
 
     def lost(self, error: EngineUnavailable) -> None:
         """A call wasn't answered: nothing new begins until the engine has been looked at."""
@@ -98,6 +105,7 @@ class EngineMonitor:
         """Look at the engine, and make it ready unless it is. False when it isn't now."""
         try:
             self._info = self._runtime.describe()
+            self._clock = self._info.now, self._monotonic()
             self._up.set()
             if not self.ready or self._monotonic() - self._guarded_at > GUARD_AGAIN_SECONDS:
                 self._guard.apply(self._runtime)

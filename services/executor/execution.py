@@ -11,33 +11,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta
-from typing import TypeVar
+from datetime import datetime
 
 import structlog
 
 from libs.common import failpoints
-from libs.common.clock import utc_now
 from services.executor import runtime as rt
+from services.executor.asking import Asking, LetGo, NoAnswer
 from services.executor.container_options import container_options
+from services.executor.following import Ended, Following, lost
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport
 from services.executor.metrics import PHASE_DURATION, RUNS
-from services.executor.outcome import Outcome, decide_outcome, decide_pull_failure, decide_start_failure
+from services.executor.outcome import (
+    Outcome,
+    decide_name_taken,
+    decide_outcome,
+    decide_pull_failure,
+    decide_start_failure,
+)
 from services.executor.spool import Spooled
 from services.executor.tools import Tools
 
 log = structlog.get_logger()
 
-T = TypeVar("T")
-
 # A run that ends sooner is reported once instead of twice.
 STARTED_REPORT_DELAY_SECONDS = 0.25
-
-# A daemon that is told to stop gives containers up to 15 s; an exit in that time may be its doing.
-ENGINE_STOP_SECONDS = 20.0
-
-# After a crash a daemon that comes back ends what it finds running; that takes it a moment.
-ENGINE_RECOVERY_SECONDS = 30.0
 
 # A container that can't be created, whatever the engine says or doesn't say to it, must not be tried for ever.
 FRUITLESS_TRIES = 5
@@ -48,15 +46,6 @@ LEFTOVER_SECONDS = 90.0
 LEFTOVER_PAUSE_SECONDS = 1.0
 
 STOPPED_BEFORE_START = Outcome("cancelled")
-
-
-class _Ended(Exception):
-    """The run's outcome is known, without an exit of its container."""
-
-    def __init__(self, outcome: Outcome, container_id: str | None = None) -> None:
-        super().__init__(outcome.reason)
-        self.outcome = outcome
-        self.container_id = container_id
 
 
 class _Known(Exception):
@@ -75,10 +64,6 @@ class _Adopt(Exception):
         self.state = state
 
 
-class _LetGo(Exception):
-    """The run isn't, or isn't surely, this executor's: report nothing, touch nothing."""
-
-
 def _nothing() -> None:
     """Nobody needs to be told."""
 
@@ -92,10 +77,10 @@ class Execution:
         self._on_ended = on_ended
         self._tools = tools
         self._runtime = tools.runtime
-        self._gap_began: datetime | None = None
+        self._asking = Asking(run, tools.engine)
+        self._following = Following(run, tools, self._asking)
         self._fruitless = 0
-        self._leftover_since: float | None = None
-        self._attached: Iterator[tuple[rt.Stream, bytes]] | None = None
+        self._name_taken_since: float | None = None
 
     def execute(self) -> None:
         """A run that was claimed: all steps."""
@@ -114,7 +99,7 @@ class Execution:
             self._tools.spool.forget(str(self._run.spec.run_id))
             if container_id is not None:
                 self._remove(container_id)
-        except _LetGo as reason:
+        except LetGo as reason:
             log.warning("run_let_go", reason=str(reason))
             self._tools.reporter.let_go(self._run)
         finally:
@@ -129,7 +114,7 @@ class Execution:
         except _Known as known:
             self._report_again(known.spooled)
             return known.spooled.report.container_id
-        except _Ended as ended:
+        except Ended as ended:
             self._report(ended.outcome, None, ended.container_id)
             return ended.container_id
         failpoints.reach("container_exited")
@@ -152,10 +137,10 @@ class Execution:
         except _Adopt as adopt:
             return self._take_over_container(adopt.state)
         # Whatever was wrong with the engine before is over, and didn't touch this container.
-        self._gap_began = None
+        self._asking.gap_began = None
         failpoints.reach("container_started")
         log.info("run_started", attempt=self._run.spec.number, container_id=container_id[:12])
-        self._watch(container_id, utc_now())
+        self._watch(container_id, self._tools.engine.now())
         return container_id
 
     def _create(self) -> str:
@@ -171,27 +156,27 @@ class Execution:
                     return self._runtime.create(str(spec.task_id), options)
             except rt.ImageMissing as error:
                 if pulled:
-                    raise _Ended(decide_start_failure(error)) from error
+                    raise Ended(decide_start_failure(error)) from error
                 pulled = self._pull()
-            except rt.NameTaken:
-                if (container_id := self._find_created()) is not None:
+            except rt.NameTaken as error:
+                if (container_id := self._find_created(error)) is not None:
                     return container_id
             except (rt.EngineUnavailable, rt.EngineFault) as error:
                 # It may have been created all the same; the next try finds its name taken then.
                 self._count_fruitless(error)
             except (rt.InvalidReference, rt.CommandRefused, rt.EngineRefused) as error:
-                raise _Ended(decide_start_failure(error)) from error
+                raise Ended(decide_start_failure(error)) from error
 
     def _count_fruitless(self, error: rt.EngineUnavailable | rt.EngineFault) -> None:
-        """Wait until another try may go better. _Ended when there were enough of them.
+        """Wait until another try may go better. Ended when there were enough of them.
 
         A container that exists all the same was never started; the reaper removes it.
         """
         self._fruitless += 1
         if isinstance(error, rt.EngineUnavailable):
-            self._wait_engine(error)
+            self._asking.wait(error)
         if self._fruitless >= FRUITLESS_TRIES:
-            raise _Ended(decide_start_failure(error)) from error
+            raise Ended(decide_start_failure(error)) from error
         log.warning("container_not_created", tries=self._fruitless, error=str(error))
         # The first time it is tried again at once: most often the engine was just away.
         self._run.closed.wait(FRUITLESS_PAUSE_SECONDS * (2 ** (self._fruitless - 1) - 1))
@@ -208,41 +193,51 @@ class Execution:
             return True
         except (rt.ImageNotFound, rt.InvalidReference, rt.PullFailed, rt.EngineRefused) as error:
             log.info("image_pull_failed", image=spec.image, error=str(error))
-            raise _Ended(decide_pull_failure(error, image=spec.image)) from error
+            raise Ended(decide_pull_failure(error, image=spec.image)) from error
         except rt.EngineUnavailable as error:
             self._count_fruitless(error)
             return False
         return True
 
-    def _find_created(self) -> str | None:
+    def _find_created(self, taken: rt.NameTaken) -> str | None:
         """What has the task's name already: ours to start, another's to adopt, or a leftover to clear away."""
-        state = self._ask(lambda: self._runtime.find(str(self._run.spec.task_id)))
+        try:
+            state = self._asking.ask(lambda: self._runtime.find(str(self._run.spec.task_id)))
+        except NoAnswer as error:
+            raise LetGo(f"the engine doesn't tell what has the task's name: {error}") from error
         if state is None:
+            # Another create of it is still under way, whose answer we didn't wait for, or a removal.
+            self._wait_for_name(lambda: Ended(decide_start_failure(taken)))
             return None
+        if state.labels.get(rt.LABEL_INSTANCE) != self._tools.settings.instance:
+            raise Ended(decide_name_taken(state.container_id)) from taken
         if state.labels.get(rt.LABEL_RUN) == str(self._run.spec.run_id):
             if self._is_own_creation(state):
                 return state.container_id
             raise _Adopt(state)
         if not (state.exited or state.never_started):
-            self._wait_leftover()
+            # A moment for the reaper. To be lost instead would cost a run, and a task has only so many of them.
+            self._wait_for_name(lambda: LetGo("another run of the task is still running"))
             return None
         # Whoever slept through its lease meets the container of the run that came after: it isn't ours to clear.
         self._check_may_begin()
         try:
-            self._ask(lambda: self._runtime.remove(state.container_id))
+            self._asking.ask(lambda: self._runtime.remove(state.container_id))
         except rt.ContainerRuns as error:
-            raise _LetGo("another run of the task has just started") from error
+            raise LetGo("another run of the task has just started") from error
+        except NoAnswer as error:
+            raise Ended(decide_start_failure(error.error)) from error
         except rt.EngineRefused as error:
-            raise _Ended(decide_start_failure(error)) from error
+            raise Ended(decide_start_failure(error)) from error
         return None
 
-    def _wait_leftover(self) -> None:
-        """A moment for the reaper. To be lost instead would cost a run, and a task has only so many of them."""
-        if self._leftover_since is None:
-            self._leftover_since = time.monotonic()
+    def _wait_for_name(self, too_long: Callable[[], Exception]) -> None:
+        """Until another try may find the name free; raises what `too_long` gives when that takes too long."""
+        if self._name_taken_since is None:
+            self._name_taken_since = time.monotonic()
             log.warning("leftover_in_the_way")
-        if time.monotonic() - self._leftover_since > LEFTOVER_SECONDS:
-            raise _LetGo("another run of the task is still running")
+        if time.monotonic() - self._name_taken_since > LEFTOVER_SECONDS:
+            raise too_long()
         self._run.closed.wait(LEFTOVER_PAUSE_SECONDS)
 
     def _is_own_creation(self, state: rt.ContainerState) -> bool:
@@ -256,48 +251,57 @@ class Execution:
     def _start(self, container_id: str) -> None:
         try:
             self._check_may_begin()
-        except _Ended as ended:
-            raise _Ended(ended.outcome, container_id) from ended
-        self._attach(container_id)
+        except Ended as ended:
+            raise Ended(ended.outcome, container_id) from ended
+        self._following.attach(container_id)
         failpoints.reach("container_not_started")
         try:
             with _phase("start"):
                 self._runtime.start(container_id)
         except rt.ContainerGone as error:
-            raise _Ended(_lost("its container was removed before it was started")) from error
+            raise Ended(lost("its container was removed before it was started")) from error
         except (rt.CommandRefused, rt.EngineRefused) as error:
-            # An engine that says no may still have started it; only a container that never ran is a refusal.
-            state = self._ask(lambda: self._runtime.find(container_id))
-            if state is not None and not state.never_started:
-                raise _Adopt(state) from error
-            raise _Ended(decide_start_failure(error), container_id) from error
+            raise self._decide_refused_start(container_id, error) from error
         except rt.EngineUnavailable as error:
             # Never start twice: see what came of it, as an adopter does.
-            self._wait_engine(error)
-            raise _Adopt(self._get_state(container_id)) from error
+            self._asking.wait(error)
+            raise _Adopt(self._following.get_state(container_id)) from error
 
-    def _attach(self, container_id: str) -> None:
-        """Have the output come here from its first byte. Without it the engine's copy is followed instead."""
-        with suppress(rt.EngineUnavailable, rt.EngineRefused, rt.ContainerGone):
-            self._attached = self._runtime.attach(container_id, on_open=self._run.while_following)
+    def _decide_refused_start(self, container_id: str, error: rt.RuntimeFailure) -> Ended | _Adopt:
+        """An engine that says no may have started it, or be about to: only what is removed surely never runs."""
+        try:
+            self._remove_unstarted(container_id)
+        except rt.ContainerRuns:
+            return _Adopt(self._following.get_state(container_id))
+        except (NoAnswer, rt.EngineRefused):
+            return Ended(decide_start_failure(error), container_id)
+        return Ended(decide_start_failure(error))
+
+    def _remove_unstarted(self, container_id: str) -> None:
+        """Without force, which is the proof. Raises ContainerRuns also when it has run and ended already."""
+        with suppress(NoAnswer):
+            state = self._asking.ask(lambda: self._runtime.find(container_id))
+            if state is not None and not state.never_started:
+                raise rt.ContainerRuns(container_id)
+        self._asking.ask(lambda: self._runtime.remove(container_id))
 
     def _check_may_begin(self) -> None:
-        """Whether a container may be created or started now. _Ended when the run was stopped, else _LetGo."""
+        """Whether a container may be created or started now. Ended when the run was stopped, else LetGo."""
         if self._run.released:
-            raise _LetGo("released")
+            raise LetGo("released")
         if self._run.stop_asked is not None:
-            raise _Ended(STOPPED_BEFORE_START)
+            raise Ended(STOPPED_BEFORE_START)
         if not self._run.lease_is_fresh:
-            raise _LetGo("the lease may have run out")
+            raise LetGo("the lease may have run out")
 
     # Taking over.
 
     def _take_over(self) -> rt.ContainerState | str:
         if (spooled := self._tools.spool.find(str(self._run.spec.run_id))) is not None:
             raise _Known(spooled)
-        state = self._ask(lambda: self._runtime.find(str(self._run.spec.task_id)))
+        state = self._following.find_state(str(self._run.spec.task_id))
         if state is None or state.labels.get(rt.LABEL_RUN) != str(self._run.spec.run_id):
-            raise _Ended(_lost("no container of it was found"))
+            raise Ended(lost("no container of it was found"))
         return self._take_over_container(state)
 
     def _take_over_container(self, state: rt.ContainerState) -> rt.ContainerState | str:
@@ -305,101 +309,39 @@ class Execution:
         log.info("run_adopted", container_status=state.status, container_id=state.container_id[:12])
         if state.never_started:
             try:
-                self._ask(lambda: self._runtime.remove(state.container_id))
+                self._asking.ask(lambda: self._runtime.remove(state.container_id))
             except rt.ContainerRuns:
                 # Its creator was just starting it.
-                state = self._get_state(state.container_id)
-            except rt.EngineRefused as error:
-                raise _Ended(_lost(str(error)), state.container_id) from error
+                state = self._following.get_state(state.container_id)
+            except (NoAnswer, rt.EngineRefused) as error:
+                raise Ended(lost(str(error)), state.container_id) from error
             else:
-                raise _Ended(_lost("its container was never started"))
-        self._check_exit_across_engine_start(state)
-        if not state.exited:
-            self._watch(state.container_id, state.started_at or utc_now())
+                raise Ended(lost("its container was never started"))
+        if state.exited:
+            self._following.check_exit_under_engine(state)
+        else:
+            self._following.note_running()
+            self._watch(state.container_id, state.started_at or self._tools.engine.now())
         return state.container_id
-
-    def _check_exit_across_engine_start(self, state: rt.ContainerState) -> None:
-        """An exit that nobody followed, from before this daemon began, may be the former daemon's end."""
-        engine_began = self._tools.engine.started_at
-        if not state.exited or engine_began is None or state.finished_at is None or state.oom_killed:
-            return
-        if state.finished_at < engine_began + timedelta(seconds=ENGINE_RECOVERY_SECONDS):
-            raise _Ended(_lost("the container engine stopped while it ran"), state.container_id)
 
     # Following.
 
     def _watch(self, container_id: str, started_at: datetime) -> None:
         due = time.monotonic() + STARTED_REPORT_DELAY_SECONDS
         self._tools.reporter.report_started(self._run, StartedReport(container_id, started_at, due))
-        self._tools.stops.watch(self._run, container_id=container_id, started_at=started_at)
+        ran_for = self._tools.engine.now() - started_at
+        self._tools.stops.watch(self._run, container_id=container_id, ran_for=ran_for)
 
     def _follow(self, container_id: str) -> rt.ContainerState:
-        """Take all output until the container has exited; its last state."""
-        pauses = _pauses()
         with _phase("run"):
-            while True:
-                complete = self._read_output(container_id)
-                state = self._get_state(container_id)
-                if state.exited:
-                    # A stream that the engine took down with it ends like one that is complete.
-                    if not complete or self._gap_began is not None:
-                        self._read_copy(container_id)
-                    self._check_exit_across_gap(state)
-                    return state
-                # It still runs: whatever went wrong with the engine did not end it.
-                self._gap_began = None
-                self._run.closed.wait(next(pauses))
-
-    def _read_output(self, container_id: str) -> bool:
-        """Take what the container writes. True when all of it has come."""
-        attached, self._attached = self._attached, None
-        if attached is not None:
-            return self._take_output(attached)
-        self._read_copy(container_id)
-        # The copy may lack what was written just before the end.
-        return False
-
-    def _read_copy(self, container_id: str) -> None:
-        """Take what the engine kept, skipping what has been seen."""
-        self._run.output.begin_follow()
-        with suppress(rt.ContainerGone):
-            self._take_output(self._follow_copy(container_id))
-
-    def _follow_copy(self, container_id: str) -> Iterator[tuple[rt.Stream, bytes]]:
-        yield from self._runtime.follow(container_id, on_open=self._run.while_following)
-
-    def _take_output(self, output: Iterator[tuple[rt.Stream, bytes]]) -> bool:
-        """False when the engine broke it off."""
-        ended = False
-        try:
-            for stream, data in output:
-                self._run.output.append(stream, data)
-            ended = True
-        except rt.EngineUnavailable as error:
-            self._wait_engine(error)
-        if self._run.released:
-            raise _LetGo("released")
-        return ended
-
-    def _check_exit_across_gap(self, state: rt.ContainerState) -> None:
-        """A daemon that goes down takes its containers with it; that exit is not the command's own."""
-        if self._gap_began is None or state.finished_at is None or state.oom_killed:
-            return
-        if state.finished_at > self._gap_began - timedelta(seconds=ENGINE_STOP_SECONDS):
-            raise _Ended(_lost("the container engine stopped while it ran"), state.container_id)
-
-    def _get_state(self, container_id: str) -> rt.ContainerState:
-        state = self._ask(lambda: self._runtime.find(container_id))
-        if state is None:
-            raise _Ended(_lost("its container was removed by someone else"))
-        return state
+            return self._following.follow(container_id)
 
     # Closing.
 
     def _report(self, outcome: Outcome, state: rt.ContainerState | None, container_id: str | None) -> None:
         self._tools.stops.unwatch(self._run)
         if self._run.released:
-            raise _LetGo("released")
+            raise LetGo("released")
         RUNS.labels(outcome.status, outcome.reason or "").inc()
         log.info("run_finished", outcome=outcome.status, reason=outcome.reason, exit_code=outcome.exit_code)
         report = FinishedReport(
@@ -417,49 +359,33 @@ class Execution:
     def _report_again(self, spooled: Spooled) -> None:
         """Hand over what was known before a restart. It was taken from the engine then, and holds still."""
         if self._run.released:
-            raise _LetGo("released")
+            raise LetGo("released")
         log.info("report_restored", outcome=spooled.report.outcome.status, reason=spooled.report.outcome.reason)
         self._run.output.restore(spooled.unsent)
         self._on_ended()
         self._tools.reporter.report_finished(self._run, spooled.report)
 
     def _find_digest(self, state: rt.ContainerState) -> str:
-        return self._ask(lambda: self._runtime.find_image(state.image_id)) or state.image_id
+        try:
+            return self._runtime.find_image(state.image_id) or state.image_id
+        except rt.RuntimeFailure as error:
+            # The result is known, and worth more.
+            log.warning("image_unknown", error=str(error))
+            return state.image_id
 
     def _wait_settled(self) -> None:
         with _phase("report"):
             self._run.closed.wait()
         if not self._run.settled:
-            raise _LetGo("released")
+            raise LetGo("released")
 
     def _remove(self, container_id: str) -> None:
         try:
             with _phase("remove"):
-                self._ask(lambda: self._runtime.remove(container_id))
-        except (rt.ContainerRuns, rt.EngineRefused) as error:
-            # The run is closed; the reaper comes by later.
+                self._runtime.remove(container_id)
+        except rt.RuntimeFailure as error:
+            # The run is closed, and its slot is wanted; the reaper comes by later.
             log.warning("container_not_removed", error=str(error))
-
-    # Waiting for the engine.
-
-    def _ask(self, call: Callable[[], T]) -> T:
-        """Repeat a call that is harmless to repeat until the engine answers."""
-        while True:
-            try:
-                return call()
-            except rt.EngineUnavailable as error:
-                self._wait_engine(error)
-
-    def _wait_engine(self, error: rt.EngineUnavailable) -> None:
-        if self._run.released:
-            raise _LetGo("released") from error
-        if self._gap_began is None:
-            self._gap_began = utc_now()
-        log.warning("engine_unavailable", error=str(error))
-        self._tools.engine.lost(error)
-        while not self._tools.engine.wait_up(1.0):
-            if self._run.released:
-                raise _LetGo("released") from error
 
 
 def _get_end(state: rt.ContainerState) -> datetime | None:
@@ -467,18 +393,6 @@ def _get_end(state: rt.ContainerState) -> datetime | None:
     if state.finished_at is None or state.started_at is None:
         return state.finished_at
     return max(state.started_at, state.finished_at)
-
-
-def _lost(why: str) -> Outcome:
-    return Outcome("lost", error_msg=f"The run was lost: {why}.")
-
-
-def _pauses() -> Iterator[float]:
-    """A follow that ends before its container is rare; look again soon, then less often."""
-    seconds = 0.02
-    while True:
-        yield seconds
-        seconds = min(1.0, seconds * 2)
 
 
 @contextmanager

@@ -19,6 +19,11 @@ class FrameReader:
         self._stream: Stream = "stdout"
         self._left = 0
 
+    @property
+    def is_between(self) -> bool:
+        """All frames that have begun are whole: output may end here."""
+        return not self._header and self._left == 0
+
     def feed(self, data: bytes) -> Iterator[tuple[Stream, bytes]]:
         view = memoryview(data)
         while view:

@@ -116,6 +116,13 @@ class HeldRun:
         if interrupt is not None:
             interrupt()
 
+    def break_stream(self) -> None:
+        """Break off what the run's thread waits for, so that it looks at its container again."""
+        with self._lock:
+            interrupt = self._interrupt if not self._stop_interrupts else None
+        if interrupt is not None:
+            interrupt()
+
     def ask_stop(self, reason: StopReason) -> None:
         with self._lock:
             if self.stop_asked is not None:

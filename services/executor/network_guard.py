@@ -30,6 +30,7 @@ class GuardFailed(RuntimeFailure):
 @dataclass(frozen=True, slots=True)
 class GuardSettings:
     instance: str
+    executor_id: str
     network: str
     image: str
     allow: Sequence[str]
@@ -48,6 +49,11 @@ def task_network(settings: GuardSettings) -> TaskNetwork:
         bridge=instance_tag(settings.instance),
         labels={LABEL_INSTANCE: settings.instance},
     )
+
+
+def guard_name(settings: GuardSettings) -> str:
+    """Of the helper container: each executor has its own, and finds what it left behind by it."""
+    return f"{instance_tag(settings.instance)}-guard-{settings.executor_id}"
 
 
 def guard_options(settings: GuardSettings, *, control_subnets: Sequence[str]) -> dict[str, Any]:
@@ -91,7 +97,8 @@ class NetworkGuard:
         """GuardFailed, or what the engine raises, when the rules couldn't be set."""
         runtime.ensure_network(task_network(self._settings))
         subnets = runtime.list_subnets(container=socket.gethostname(), except_network=self._settings.network)
-        result = runtime.run_helper(guard_options(self._settings, control_subnets=subnets), limit=HELPER_LIMIT)
+        options = guard_options(self._settings, control_subnets=subnets)
+        result = runtime.run_helper(guard_name(self._settings), options, limit=HELPER_LIMIT)
         if result.exit_code != 0:
             raise GuardFailed(f"the network guard ended with {result.exit_code}: {result.output.strip()[-300:]}")
         log.info("network_guard_applied", control_subnets=list(subnets), said=result.output.strip()[-300:])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
+from libs.common.clock import utc_now
 from services.executor import runtime as rt
 
 
@@ -17,11 +18,11 @@ class NoopRuntime:
         self._containers: dict[str, rt.ContainerState] = {}
 
     def describe(self) -> rt.EngineInfo:
-        return rt.EngineInfo(engine_id="noop", host="noop", version="0", started_at=None)
+        return rt.EngineInfo(engine_id="noop", host="noop", version="0", now=utc_now())
 
     def create(self, name: str, options: Mapping[str, Any]) -> str:  # noqa: ARG002  The Protocol's signature.
         container_id = uuid.uuid4().hex
-        now = datetime.now(UTC)
+        now = utc_now()
         self._containers[container_id] = rt.ContainerState(
             container_id=container_id,
             status="exited",
@@ -54,6 +55,9 @@ class NoopRuntime:
     ) -> Iterator[tuple[rt.Stream, bytes]]:
         return iter(())
 
+    def find_began(self) -> datetime | None:
+        return None
+
     def find(self, name_or_id: str) -> rt.ContainerState | None:
         return self._containers.get(name_or_id)
 
@@ -78,7 +82,13 @@ class NoopRuntime:
     def list_subnets(self, *, container: str, except_network: str) -> Sequence[str]:  # noqa: ARG002
         return []
 
-    def run_helper(self, options: Mapping[str, Any], *, limit: timedelta) -> rt.HelperResult:  # noqa: ARG002
+    def run_helper(
+        self,
+        name: str,  # noqa: ARG002
+        options: Mapping[str, Any],  # noqa: ARG002
+        *,
+        limit: timedelta,  # noqa: ARG002
+    ) -> rt.HelperResult:
         return rt.HelperResult(exit_code=0, output="")
 
     def close(self) -> None:

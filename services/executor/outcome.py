@@ -71,6 +71,15 @@ def decide_start_failure(error: rt.RuntimeFailure) -> Outcome:
             return Outcome("failed", "engine_error", error_msg=text)
 
 
+def decide_name_taken(container_id: str) -> Outcome:
+    """The outcome of a run whose container's name somebody else's container has."""
+    text = (
+        f"A container that isn't of this system has this task's name: {container_id[:12]}. "
+        "Ask the operator to remove it."
+    )
+    return Outcome("failed", "engine_error", error_msg=text)
+
+
 def decide_pull_failure(error: rt.RuntimeFailure, *, image: str) -> Outcome:
     """The outcome of an image that couldn't be had."""
     match error:

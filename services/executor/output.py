@@ -16,6 +16,7 @@ RESULT_BYTES = 64 * 1024
 STDERR_TAIL_BYTES = 4 * 1024
 CAP_BYTES = 5 * 1024 * 1024
 LOSS_MARK = b"\n[output lost here: the executor could not keep it while the scheduler was away]\n"
+MISSING_MARK = b"\n[output may be missing here: the container engine did not give all of it]\n"
 TRUNCATION_MARK = b"\n[output truncated: this attempt wrote more than is kept]\n"
 
 
@@ -100,6 +101,12 @@ class Output:
             pending = was_empty and bool(self._pieces)
         if pending:
             self._on_pending()
+
+    def mark_missing(self) -> None:
+        """Say at its end that the engine didn't give all of it."""
+        end = max(self._seen["stdout"], self._delivered["stdout"])
+        self._seen["stdout"] = self._position["stdout"] = end
+        self.append("stdout", MISSING_MARK)
 
     def take(self, budget_bytes: int) -> list[Chunk]:
         """The chunks to send now: first those whose delivery isn't confirmed, the same as before.

@@ -9,14 +9,13 @@ be late without harm. Without an answer nothing is touched. (docs/task-model.md,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
 import structlog
 
-from libs.common.clock import utc_now
 from services.executor.metrics import LEFTOVERS_STOPPED, REAPED
 from services.executor.runtime import LABEL_RUN, ContainerSummary, EngineUnavailable, Runtime, RuntimeFailure
 from services.executor.spec import is_run_id
@@ -34,7 +33,11 @@ SUSPECT_AGE = timedelta(seconds=20)
 # Nobody waits for a leftover's work, and its task's next run may wait for its name.
 GRACE_SECONDS = 10.0
 
+# A run's own thread takes a container's last output within moments of its end, unless the engine forgot to end it.
+STREAM_SECONDS = 30.0
+
 STOPPED = ("exited", "dead", "created")
+ENDED = ("exited", "dead")
 AT_WORK = ("running", "paused", "restarting")
 
 
@@ -45,16 +48,22 @@ class Questions(Protocol):
 
     def ask_live(self, run_id: str) -> bool | None: ...
 
+    def break_stream(self, run_id: str) -> None: ...
+
 
 @dataclass(slots=True)
 class _Leftover:
-    """A container whose run has closed. `terminated_at` is monotonic, None until SIGTERM was sent."""
+    """A container whose run has closed. `terminated_at` is monotonic, None until SIGTERM was sent.
+
+    `failures` counts what the engine didn't do for it.
+    """
 
     terminated_at: float | None = None
+    failures: int = 0
 
 
 class Reaper:
-    """`run_once` looks at all containers; the caller repeats it after `pause_seconds`."""
+    """`run_once` looks at all containers; the caller repeats it after `pause_seconds`. `now` is the engine's."""
 
     def __init__(
         self,
@@ -62,7 +71,7 @@ class Reaper:
         runtime: Runtime,
         sync: Questions,
         instance: str,
-        now: Callable[[], datetime] = utc_now,
+        now: Callable[[], datetime],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runtime = runtime
@@ -71,6 +80,7 @@ class Reaper:
         self._now = now
         self._monotonic = monotonic
         self._leftovers: dict[str, _Leftover] = {}
+        self._ended_since: dict[str, float] = {}
         # A start may find leftovers.
         self._waiting = True
 
@@ -85,14 +95,29 @@ class Reaper:
 
     def run_once(self) -> int:
         """The number of containers removed. EngineUnavailable when the engine is away."""
-        found = {
-            each.container_id: each
-            for each in self._runtime.list_containers(instance=self._instance)
-            if self._is_candidate(each)
-        }
+        containers = self._runtime.list_containers(instance=self._instance)
+        self._break_silent_streams(containers)
+        found = {each.container_id: each for each in containers if self._is_candidate(each)}
         self._leftovers = {key: each for key, each in self._leftovers.items() if key in found}
         self._waiting = False
-        return sum(self._end(each) for each in found.values() if self._is_unowned(each))
+        unowned = [each for each in found.values() if self._is_unowned(each)]
+        # One that the engine is stuck with ends the look, so it comes last.
+        unowned.sort(key=lambda each: self._leftovers[each.container_id].failures)
+        return sum(self._end(each) for each in unowned)
+
+    def _break_silent_streams(self, containers: Sequence[ContainerSummary]) -> None:
+        """Have a run look at its container that ended a while ago: an engine may forget to end its output."""
+        now = self._monotonic()
+        ended = {
+            run_id: self._ended_since.get(run_id, now)
+            for each in containers
+            if each.status in ENDED and self._sync.holds(run_id := each.labels[LABEL_RUN])
+        }
+        for run_id, since in ended.items():
+            if now - since >= STREAM_SECONDS:
+                ended[run_id] = now
+                self._sync.break_stream(run_id)
+        self._ended_since = ended
 
     def _is_candidate(self, container: ContainerSummary) -> bool:
         run_id = container.labels[LABEL_RUN]
@@ -123,6 +148,7 @@ class Reaper:
                 return False
             self._runtime.remove(container.container_id)
         except EngineUnavailable:
+            self._leftovers[container.container_id].failures += 1
             raise
         except RuntimeFailure as error:
             log.warning("leftover_not_removed", **_ids(container), error=str(error))

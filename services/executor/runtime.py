@@ -71,18 +71,22 @@ class ContainerGone(RuntimeFailure):
     """No such container."""
 
 
+class StreamBroken(RuntimeFailure):
+    """Output ended in the middle, or was broken off from another thread."""
+
+
 class ContainerRuns(RuntimeFailure):
     """A running container isn't removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """`started_at` is the latest time at which this daemon can have begun; None when that can't be told."""
+    """Who an engine is. `now` is its time, not this machine's; all times of containers are in it."""
 
     engine_id: str
     host: str
     version: str
-    started_at: datetime | None
+    now: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +161,20 @@ class Runtime(Protocol):
         """The output of a container that is about to be started, as it is written, until it ends.
 
         It is open when this returns, so a start after it loses nothing. `on_open` gets a function that ends the
-        iteration from another thread. Raises ContainerGone.
+        iteration from another thread. Raises ContainerGone, EngineRefused, and StreamBroken while it is iterated.
         """
 
     def follow(self, container_id: str, *, on_open: OnInterruptible) -> Iterator[tuple[Stream, bytes]]:
         """The engine's copy of the output, from the first byte until the container ends; `on_open` as above.
 
         Some engines forget the last lines of a container that ends meanwhile: follow it once more after its end.
-        Raises ContainerGone.
+        Raises as above.
+        """
+
+    def find_began(self) -> datetime | None:
+        """The latest time at which the daemon can have begun; None when that can't be told.
+
+        EngineUnavailable also from a daemon that is stopping, and still serves who is connected.
         """
 
     def find(self, name_or_id: str) -> ContainerState | None:
@@ -197,8 +207,11 @@ class Runtime(Protocol):
         Empty when there is no such container.
         """
 
-    def run_helper(self, options: Mapping[str, Any], *, limit: timedelta) -> HelperResult:
-        """Run a helper container to its end and remove it. Raises ImageMissing, EngineRefused."""
+    def run_helper(self, name: str, options: Mapping[str, Any], *, limit: timedelta) -> HelperResult:
+        """Run a helper container to its end and remove it, and first what is left of an earlier one of its name.
+
+        Raises ImageMissing, EngineRefused.
+        """
 
     def close(self) -> None:
         """Let the connections go."""

@@ -15,6 +15,7 @@ import base64
 import json
 import os
 import queue
+import shutil
 import struct
 import threading
 import time
@@ -44,6 +45,9 @@ DRAFT_SUFFIX = ".draft"
 KEEP_AFTER_SECONDS = 3.0
 # A younger file's run has most likely just been settled, and its executor is about to remove it.
 SUSPECT_AGE_SECONDS = 60.0
+
+# What a report with its result may take, several times over.
+LEAST_FREE_BYTES = 1024 * 1024
 
 _HEADER = struct.Struct(">II")
 
@@ -75,6 +79,16 @@ class Spool:
         """Keep the run's report unless it is settled soon."""
         if self._directory is not None:
             self._waiting.put((run, time.monotonic() + self._keep_after_seconds))
+
+    def check(self) -> dict[str, int]:
+        """For `/readyz`: how much room there is. Raises when a report may not find any."""
+        if self._directory is None:
+            return {}
+        folder = next(each for each in (self._directory, *self._directory.parents) if each.is_dir())
+        free_bytes = shutil.disk_usage(folder).free
+        if free_bytes < LEAST_FREE_BYTES:
+            raise OSError(f"the spool's disk is full: {free_bytes} bytes are free")
+        return {"freeBytes": free_bytes}
 
     def run(self) -> None:
         while True:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import timedelta
 from typing import Literal
 
 import structlog
 
 from libs.common import failpoints
-from libs.common.clock import utc_now
 from services.executor.held_run import HeldRun
 from services.executor.outcome import StopReason
 from services.executor.runtime import EngineUnavailable, Runtime, RuntimeFailure
@@ -26,14 +28,19 @@ IDLE_SECONDS = 60.0
 
 @dataclass(slots=True)
 class _Watched:
-    """Monotonic times; `terminated_at` and `killed_at` are None until the signal was delivered."""
+    """Monotonic times; `terminated_at` and `killed_at` are None until the signal was surely delivered.
+
+    `doubted_at` is when a signal was first sent that may have been delivered, and may not.
+    """
 
     run: HeldRun
     container_id: str
     deadline: float
     terminated_at: float | None = None
     killed_at: float | None = None
+    doubted_at: float | None = None
     retry_at: float = 0.0
+    in_flight: bool = False
     ended: bool = False
     sending: threading.Lock = field(default_factory=threading.Lock)
 
@@ -67,19 +74,30 @@ def decide_step(
     return Step(killed_at + KILL_AGAIN_SECONDS, "SIGKILL", reason)
 
 
-class Stopper:
-    """One thread with its own connection to the engine, because the slots' threads are busy following."""
+def _in_thread(send: Callable[[], None]) -> None:
+    threading.Thread(target=send, name="signal", daemon=True).start()
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+
+class Stopper:
+    """One thread that sees what is due. Each signal has a thread and a connection of its own, so that an engine
+    that is stuck with one container keeps nobody from stopping the others."""
+
+    def __init__(
+        self,
+        *,
+        open_runtime: Callable[[], Runtime],
+        spawn: Callable[[Callable[[], None]], None] = _in_thread,
+    ) -> None:
+        self._open_runtime = open_runtime
+        self._spawn = spawn
         self._condition = threading.Condition()
         self._watched: dict[tuple[str, int], _Watched] = {}
         self._woken = False
 
-    def watch(self, run: HeldRun, *, container_id: str, started_at: datetime) -> None:
-        """Stop the container when the run's limit, counted from `started_at`, is over, or when asked."""
-        used = max(0.0, (utc_now() - started_at).total_seconds())
-        deadline = time.monotonic() + run.spec.time_limit.total_seconds() - used
+    def watch(self, run: HeldRun, *, container_id: str, ran_for: timedelta) -> None:
+        """Stop the container, which has run for some time already, when the run's limit is over, or when asked."""
+        left = run.spec.time_limit - max(ran_for, timedelta(0))
+        deadline = time.monotonic() + left.total_seconds()
         with self._condition:
             self._watched[run.key] = _Watched(run=run, container_id=container_id, deadline=deadline)
             if run.stop_asked is not None or self._is_next(deadline):
@@ -128,10 +146,25 @@ class Stopper:
         step = self._decide(watched)
         if max(step.at, watched.retry_at) > time.monotonic():
             return max(step.at, watched.retry_at)
-        with watched.sending:
-            if not watched.ended:
-                self._signal(watched, step)
+        if not watched.in_flight:
+            watched.in_flight = True
+            self._spawn(functools.partial(self._send, watched, step))
+        if watched.in_flight:
+            # The next look is when it has been sent.
+            return time.monotonic() + IDLE_SECONDS
         return max(self._decide(watched).at, watched.retry_at)
+
+    def _send(self, watched: _Watched, step: Step) -> None:
+        try:
+            with watched.sending:
+                if not watched.ended:
+                    self._signal(watched, step)
+        except Exception:
+            log.exception("signal_broken", **watched.run.log_ids)
+            watched.retry_at = time.monotonic() + RETRY_SECONDS
+        finally:
+            watched.in_flight = False
+            self.wake()
 
     def _decide(self, watched: _Watched) -> Step:
         return decide_step(
@@ -149,19 +182,35 @@ class Stopper:
             watched.retry_at = time.monotonic() + IDLE_SECONDS
             return
         failpoints.reach("signal_not_sent")
-        try:
-            delivered = self._runtime.kill(watched.container_id, step.signal)
-        except (EngineUnavailable, RuntimeFailure) as error:
-            log.warning("signal_failed", **run.log_ids, signal=step.signal, error=str(error))
-            delivered = False
+        with closing(self._open_runtime()) as runtime:
+            delivered = self._kill(runtime, watched, step.signal)
+            if delivered is None and self._is_doubted_too_long(watched):
+                self._kill(runtime, watched, "SIGKILL")
         now = time.monotonic()
+        if delivered is None:
+            watched.doubted_at = watched.doubted_at or now
+        if delivered is not False:
+            # Also when the answer was lost: it ends, or is about to, because of us.
+            run.stopped_for = run.stopped_for or step.reason
         if not delivered:
-            # It ended by itself just now, and its thread is about to notice.
+            # If it isn't in doubt, it ended by itself just now, and its thread is about to notice.
             watched.retry_at = now + RETRY_SECONDS
             return
         log.info("signal_sent", **run.log_ids, signal=step.signal, reason=step.reason)
-        run.stopped_for = run.stopped_for or step.reason
         if step.signal == "SIGTERM":
             watched.terminated_at = now
         else:
             watched.killed_at = now
+
+    def _kill(self, runtime: Runtime, watched: _Watched, signal: str) -> bool | None:
+        """None when the signal may have been delivered or not."""
+        try:
+            return runtime.kill(watched.container_id, signal)
+        except (EngineUnavailable, RuntimeFailure) as error:
+            log.warning("signal_failed", **watched.run.log_ids, signal=signal, error=str(error))
+            return None
+
+    def _is_doubted_too_long(self, watched: _Watched) -> bool:
+        """The grace is over for a SIGTERM of which the engine never says that it was delivered."""
+        grace = watched.run.spec.stop_grace.total_seconds()
+        return watched.doubted_at is not None and time.monotonic() - watched.doubted_at >= grace

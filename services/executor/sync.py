@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
 import structlog
 
 from libs.common import failpoints
+from libs.common.clock import utc_now
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport, lease_clock
 from services.executor.metrics import SYNC_DURATION
 from services.executor.output import CHUNK_BYTES, Output
@@ -103,8 +105,12 @@ class _Request:
 class Sync:
     """The state of the conversation. `run` is the thread's loop; the other methods are for any thread."""
 
-    def __init__(self, *, identity: Identity, post: Post, listener: Listener) -> None:
+    def __init__(
+        self, *, identity: Identity, post: Post, listener: Listener, now: Callable[[], datetime] = utc_now
+    ) -> None:
+        """`now` is the engine's time, by which output is dated."""
         self._identity = identity
+        self._now = now
         self._post = post
         self._listener = listener
         self._condition = threading.Condition()
@@ -144,6 +150,14 @@ class Sync:
     def holds(self, run_id: str) -> bool:
         with self._condition:
             return self._holds(run_id)
+
+    def break_stream(self, run_id: str) -> None:
+        """Have the run's thread look at its container instead of waiting for more output."""
+        with self._condition:
+            following = [run for run in self._held.values() if str(run.spec.run_id) == run_id and not run.finished]
+        for run in following:
+            log.warning("stream_broken_off", **run.log_ids)
+            run.break_stream()
 
     def wait_first(self, seconds: float) -> bool:
         """True when the scheduler has answered once."""
@@ -366,7 +380,7 @@ class Sync:
                     self._unusable.add((each["runId"], int(each["epoch"])))
                 self.wake()
             else:
-                output = Output(on_pending=self._output_pending)
+                output = Output(on_pending=self._output_pending, now=self._now)
                 claim.run = self._hold(spec, int(each["epoch"]), output, request.sent_at)
             with self._condition:
                 self._claims.pop(each["runId"], None)
@@ -397,7 +411,8 @@ class Sync:
         for run in former:
             self._release(run)
         stored: StoredOutput | None = read_stored_output(each.get("logs"))
-        output = Output(on_pending=self._output_pending, stored=stored, next_seq=epoch * SEQUENCES_PER_EPOCH)
+        next_seq = epoch * SEQUENCES_PER_EPOCH
+        output = Output(on_pending=self._output_pending, stored=stored, next_seq=next_seq, now=self._now)
         run = self._hold(spec, epoch, output, sent_at)
         self._listener.adopt(Adoption(run=run, was_running=bool(each.get("wasRunning"))))
 

@@ -90,7 +90,7 @@ def _checks(users: Upstream, scheduler: Upstream, cache: Cache) -> list[Check]:
 
 
 def _ask_if_alive(upstream: Upstream) -> None:
-    status, _ = upstream.fetch_json(Call("GET", "/livez"), read_seconds=2.0)
+    status, _ = upstream.fetch_json(Call("GET", "/livez"), read_seconds=2.0, is_patient=False)
     if status != 200:
         raise ConnectionError("is not alive")
 

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import structlog
 from flask import Flask, Response, g, request
-from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
+from gunicorn.http.errors import ParseException
 from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 from werkzeug.exceptions import RequestEntityTooLarge

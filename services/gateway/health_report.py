@@ -53,7 +53,7 @@ class HealthReport:
 def _ask(part: Upstream) -> tuple[Mapping[str, Any], float]:
     started = time.monotonic()
     try:
-        _, body = part.fetch_json(Call("GET", "/readyz"), read_seconds=PROBE_SECONDS)
+        _, body = part.fetch_json(Call("GET", "/readyz"), read_seconds=PROBE_SECONDS, is_patient=False)
     except ApiError:
         body = {}
     return body if isinstance(body, dict) else {}, round((time.monotonic() - started) * 1000, 2)

@@ -26,6 +26,9 @@ log = structlog.get_logger()
 
 CONNECT_SECONDS = 2.0
 READ_SECONDS = 30.0
+# A service that is being restarted is back within this; who can't reach it waits for that.
+PATIENCE_SECONDS = 5.0
+PAUSE_SECONDS = 0.1
 # Shorter than the services' own limit (deploy/gunicorn.conf.py, keepalive), so that a request never meets a
 # connection which the other side is just closing.
 IDLE_SECONDS = 20.0
@@ -69,6 +72,23 @@ class _FreshPool(HTTPConnectionPool):
         super()._put_conn(conn)
 
 
+class _Outage:
+    """Since when a service can't be reached: one that is away for longer than a restart keeps nobody waiting."""
+
+    def __init__(self, patience_seconds: float) -> None:
+        self._patience_seconds = patience_seconds
+        self._since: float | None = None
+
+    def is_short_yet(self) -> bool:
+        """To be asked when it couldn't be reached."""
+        if self._since is None:
+            self._since = time.monotonic()
+        return time.monotonic() - self._since < self._patience_seconds
+
+    def end(self) -> None:
+        self._since = None
+
+
 class Upstream:
     """A service by its name and address. `connections` is how many are kept; more are opened when needed."""
 
@@ -80,36 +100,45 @@ class Upstream:
         connections: int,
         connect_seconds: float = CONNECT_SECONDS,
         read_seconds: float = READ_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self.name = name
         self._url = parse_url(url)
         self._connections = connections
         self._timeout = Timeout(connect=connect_seconds, read=read_seconds)
         self._pool = self._open_pool(connections)
+        self._outage = _Outage(patience_seconds)
 
-    def send(self, call: Call, *, read_seconds: float | None = None) -> BaseHTTPResponse:
+    def send(self, call: Call, *, read_seconds: float | None = None, is_patient: bool = True) -> BaseHTTPResponse:
         """The answer with its body still unread: read it to the end, or close it.
 
-        A call is sent once more, on a new connection, when no connection came about (so nothing was sent) or it
-        broke and the method may be repeated. BadGateway, Unavailable or GatewayTimeout when there is no answer.
+        A call whose connection broke is sent once more, on a new one, when its method may be repeated. One for
+        which no connection came about, so that nothing was sent, waits for a service that is being restarted,
+        unless it is not patient. BadGateway, Unavailable or GatewayTimeout when there is no answer.
         """
         timeout = self._timeout
         if read_seconds is not None:
             timeout = Timeout(connect=timeout.connect_timeout, read=read_seconds)
-        try:
+        pool, may_break = self._pool, call.is_question or call.method in _REPEATABLE
+        while True:
             try:
-                return _send(self._pool, call, timeout)
+                answer = _send(pool, call, timeout)
+            except (NewConnectionError, ConnectTimeoutError) as error:
+                if not (is_patient and self._outage.is_short_yet()):
+                    raise self.translate(error) from error
+                time.sleep(PAUSE_SECONDS)
             except (HTTPError, OSError) as error:
-                if not _may_repeat(call, error):
-                    raise
+                if isinstance(error, UpstreamTimeout) or not may_break:
+                    raise self.translate(error) from error
                 log.info("upstream_retried", upstream=self.name, error=type(error).__name__)
-                return _send(self._open_pool(1), call, timeout)
-        except (HTTPError, OSError) as error:
-            raise self.translate(error) from error
+                pool, may_break = self._open_pool(1), False
+            else:
+                self._outage.end()
+                return answer
 
-    def fetch_json(self, call: Call, *, read_seconds: float = 5.0) -> tuple[int, Any]:
+    def fetch_json(self, call: Call, *, read_seconds: float = 5.0, is_patient: bool = True) -> tuple[int, Any]:
         """Status and decoded body of a small answer; BadGateway also when it isn't JSON."""
-        response = self.send(call, read_seconds=read_seconds)
+        response = self.send(call, read_seconds=read_seconds, is_patient=is_patient)
         try:
             body = response.read()
             return response.status, json.loads(body)
@@ -146,12 +175,6 @@ def _send(pool: HTTPConnectionPool, call: Call, timeout: Timeout) -> BaseHTTPRes
         preload_content=False,
         decode_content=False,
     )
-
-
-def _may_repeat(call: Call, error: Exception) -> bool:
-    if isinstance(error, UpstreamTimeout):
-        return False
-    return isinstance(error, NewConnectionError) or call.is_question or call.method in _REPEATABLE
 
 
 def _to_api_error(name: str, error: Exception) -> ApiError:

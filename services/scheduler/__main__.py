@@ -28,6 +28,8 @@ from services.scheduler.wakeups import WakeListener
 log = structlog.get_logger()
 
 _POOL_SIZE = 4
+# Nobody waits for an answer here, and counting and deleting take their time.
+_STATEMENT_SECONDS = 30.0
 _STOP_SECONDS = 10.0
 # While the metrics are read; the broker answers within a few milliseconds.
 _COUNT_SECONDS = 1.0
@@ -38,7 +40,12 @@ def run(config: LoopsConfig, shutdown: Shutdown) -> None:
     log.info("service_starting", **masked(config))
     with ExitStack() as stack:
         pool = stack.enter_context(
-            open_pool(config.database_url.reveal(), name="scheduler-loops", max_size=_POOL_SIZE)
+            open_pool(
+                config.database_url.reveal(),
+                name="scheduler-loops",
+                max_size=_POOL_SIZE,
+                statement_seconds=_STATEMENT_SECONDS,
+            )
         )
         publisher = Publisher(config.broker_url.reveal(), name="scheduler-loops")
         DEAD_LETTERS.set_function(lambda: _count_dead_letters(publisher))

@@ -22,6 +22,7 @@ from libs.common import failpoints
 from libs.common.messages import RunMessage
 from libs.common.postgres import Connection, Pool, in_transaction, on_connection
 from libs.common.publisher import Outgoing, Publishes
+from libs.common.topology import RUNS_QUEUE
 from services.scheduler import loop_store
 from services.scheduler.loop_metrics import (
     DISPATCH_BATCH,
@@ -39,16 +40,20 @@ log = structlog.get_logger()
 class DispatchConfig:
     """`tick`: how often it looks without a wake-up. `claim_window`: recent claims make that much more room.
 
-    `publish_within` and `claim_within`: after which the sweep publishes a run again. They are less than the 16 s
-    and 60 s of docs/task-model.md, Crashes: the sweep looks every second, and on a busy machine it is late itself.
+    `publish_within` and `claim_within`: after which the sweep publishes a run again; `claim_when_empty`: the same
+    when no message waits at the broker, so that this run's is lost, or is with an executor that is stuck. All are
+    less than what docs/task-model.md, Crashes, promises: the sweep looks every second, and may be late itself.
+    `answer_within`: how long the broker is waited for before anything is made that it is to carry.
     """
 
     batch_size: int = 200
     tick: timedelta = timedelta(seconds=1)
     claim_window: timedelta = timedelta(seconds=2)
+    answer_within: timedelta = timedelta(seconds=1)
     publish_timeout: timedelta = timedelta(seconds=5)
     publish_within: timedelta = timedelta(seconds=13)
-    claim_within: timedelta = timedelta(seconds=55)
+    claim_within: timedelta = timedelta(seconds=30)
+    claim_when_empty: timedelta = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +84,11 @@ class Dispatcher:
         OVERDUE.set(_overdue_seconds(backlog))
         room = decide_room(backlog, claimed=self._claims.note(backlog.claims_total))
         limit = min(room, self._config.batch_size)
-        if not self._publisher.is_ready or limit == 0 or not _is_due(backlog):
+        if limit == 0 or not _is_due(backlog):
             return Pass(0, decide_sleep(backlog, has_room=limit > 0, tick=self._config.tick))
+        # What is taken and can't be published waits for the sweep; another replica may publish it at once.
+        if not self._publisher.answers(timeout_seconds=self._config.answer_within.total_seconds()):
+            return Pass(0, self._config.tick)
         with DISPATCH_DURATION.time():
             runs = in_transaction(self._pool, lambda connection: self._queue(connection, limit))
             self._publish(runs)
@@ -89,12 +97,18 @@ class Dispatcher:
 
     def publish_again(self, *, limit: int) -> int:
         """Publish queued runs whose message never left, or was not claimed in time. Returns how many."""
-        if not self._publisher.is_ready:
+        config = self._config
+        waiting = self._publisher.count(RUNS_QUEUE, timeout_seconds=config.answer_within.total_seconds())
+        if waiting is None:
             return 0
-        within = self._config.publish_within
         runs = in_transaction(
             self._pool,
-            lambda connection: loop_store.take_runs_to_publish(connection, publish_within=within, limit=limit),
+            lambda connection: loop_store.take_runs_to_publish(
+                connection,
+                publish_within=config.publish_within,
+                claim_within=None if waiting else config.claim_when_empty,
+                limit=limit,
+            ),
         )
         return self._publish(runs)
 
@@ -119,11 +133,9 @@ class Dispatcher:
             timeout_seconds=self._config.publish_timeout.total_seconds(),
         )
         published = [run for run in runs if str(run.run_id) in confirmed]
-        if len(published) < len(runs):
-            PUBLISH_FAILURES.inc(len(runs) - len(published))
-            log.warning("runs_not_published", runs=len(runs) - len(published))
         failpoints.reach("run_published")
         self._mark_published([run.run_id for run in published])
+        self._note_failures([run.run_id for run in runs if str(run.run_id) not in confirmed])
         for run in published:
             log.info(
                 "run_dispatched",
@@ -134,6 +146,14 @@ class Dispatcher:
         DISPATCHED.inc(len(published))
         DISPATCH_BATCH.observe(len(runs))
         return len(published)
+
+    def _note_failures(self, run_ids: Sequence[UUID]) -> None:
+        """Whoever reaches the broker publishes them, without waiting for this replica's next chance."""
+        if not run_ids:
+            return
+        PUBLISH_FAILURES.inc(len(run_ids))
+        log.warning("runs_not_published", runs=len(run_ids))
+        on_connection(self._pool, lambda connection: loop_store.leave_to_others(connection, run_ids))
 
     def _mark_published(self, run_ids: Sequence[UUID]) -> None:
         if not run_ids:

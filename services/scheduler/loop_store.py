@@ -80,9 +80,19 @@ def mark_published(connection: Connection, run_ids: Collection[UUID], *, claim_w
     connection.execute(QUERIES["mark_published"], parameters)
 
 
-def take_runs_to_publish(connection: Connection, *, publish_within: timedelta, limit: int) -> list[QueuedRun]:
-    """Queued runs whose message never left, or was never claimed."""
-    parameters = {"publish_within": publish_within, "limit": limit}
+def leave_to_others(connection: Connection, run_ids: Collection[UUID]) -> None:
+    """Have runs whose message may not have left published by the next sweep, of whichever replica."""
+    connection.execute(QUERIES["leave_to_others"], {"run_ids": list(run_ids)})
+
+
+def take_runs_to_publish(
+    connection: Connection, *, publish_within: timedelta, claim_within: timedelta | None, limit: int
+) -> list[QueuedRun]:
+    """Queued runs whose message never left, or was not claimed in time.
+
+    `claim_within` is a shorter time for the second than the run's own, doubling like that; None when it has none.
+    """
+    parameters = {"publish_within": publish_within, "claim_within": claim_within, "limit": limit}
     with connection.cursor(row_factory=class_row(QueuedRun)) as cursor:
         return cursor.execute(QUERIES["take_runs_to_publish"], parameters).fetchall()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +16,8 @@ import docker
 from docker.errors import APIError, DockerException
 from docker.models.containers import Container
 
-from tests.faults.plan import REPLICAS, Fault
+from tests.faults.oracle import NANOSECONDS
+from tests.faults.plan import COMPOSED, ENGINE, REPLICAS, Fault
 from tests.integration.polling import wait_until
 from tests.integration.stack import Stack
 
@@ -45,6 +47,9 @@ print(json.dumps(len(runs)))
 """
 )
 _SCRIPT_TRIES = 5
+# More than a daemon gives the containers that it stops.
+_STOP_SECONDS = 25
+_BACK_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +77,13 @@ class Chaos:
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
         self._lock = threading.Lock()
+        self._in_hand: defaultdict[tuple[str, int], threading.Lock] = defaultdict(threading.Lock)
         self._struck: list[Struck] = []
+        # When the tasks' engine went down, in nanoseconds since the epoch, by the machine's own engine.
+        self.engine_ends: list[int] = []
         self._containers: dict[tuple[str, int], str] = {}
         for service, replicas in REPLICAS.items():
-            found = sorted(stack.containers(service), key=lambda container: container.name or "")
+            found = list_replicas(stack, service)
             assert len(found) == replicas, f"{len(found)} of {service}, not {replicas}"
             self._containers |= {(service, number): str(each.id) for number, each in enumerate(found)}
 
@@ -93,25 +101,34 @@ class Chaos:
         return sorted(self._struck, key=lambda struck: struck.began)
 
     def _strike(self, fault: Fault) -> None:
-        """In a thread with a client of its own: the SDK's is not for several threads."""
-        container_id = self._containers[fault.service, fault.replica]
-        began = datetime.now(UTC)
+        """In a thread with a client of its own: the SDK's is not for several threads.
+
+        A part that is about to be taken away has to be back from the last time: on a busy machine that takes long,
+        and to kill what never came up proves nothing.
+        """
+        key = fault.service, fault.replica
         detail, error = 0, ""
-        engine = docker.from_env(timeout=60)
-        try:
-            detail = self._act(engine, engine.containers.get(container_id), fault) or 0
-        except (DockerException, OSError, AssertionError, ValueError) as failure:
-            error = f"{type(failure).__name__}: {failure}"[:300]
-        finally:
-            engine.close()
-        struck = Struck(fault, container_id[:12], began, datetime.now(UTC), detail, error)
+        with (
+            closing(docker.from_env(timeout=60)) as engine,
+            self._in_hand[key] if fault.seconds else nullcontext(),
+        ):
+            began = datetime.now(UTC)
+            try:
+                container = engine.containers.get(self._containers[key])
+                if fault.seconds:
+                    _wait_until_back(container)
+                    began = datetime.now(UTC)
+                detail = self._act(engine, container, fault) or 0
+            except (DockerException, OSError, AssertionError, ValueError) as failure:
+                error = f"{type(failure).__name__}: {failure}"[:300]
+            ended = datetime.now(UTC)
         with self._lock:
-            self._struck.append(struck)
+            self._struck.append(Struck(fault, self._containers[key][:12], began, ended, detail, error))
 
     def _act(self, engine: docker.DockerClient, container: Container, fault: Fault) -> int | None:
         match fault.kind:
-            case "kill":
-                return _kill(container, fault.seconds)
+            case "kill" | "stop":
+                return self._end(container, fault)
             case "pause":
                 return _pause(container, fault.seconds)
             case "cut":
@@ -122,6 +139,21 @@ class Chaos:
                 return self._run_script(engine, _DELETE)
             case "duplicate":
                 return self._run_script(engine, _DUPLICATE.format(count=fault.count))
+
+    def _end(self, container: Container, fault: Fault) -> None:
+        with suppress(APIError):
+            # It may have died by itself a moment ago, of another part's death.
+            container.kill() if fault.kind == "kill" else container.stop(timeout=_STOP_SECONDS)
+        time.sleep(fault.seconds)
+        if fault.service == ENGINE:
+            self._note_engine_end(container)
+        insist(container.start)
+
+    def _note_engine_end(self, container: Container) -> None:
+        container.reload()
+        ended_at = datetime.fromisoformat(container.attrs["State"]["FinishedAt"])
+        with self._lock:
+            self.engine_ends.append(round(ended_at.timestamp() * NANOSECONDS))
 
     def _run_script(self, engine: docker.DockerClient, script: str) -> int:
         """What the script prints. The broker or the container itself may be away just now: then again."""
@@ -151,18 +183,32 @@ class Chaos:
                 container.start()
 
 
-def _kill(container: Container, seconds: float) -> None:
-    with suppress(APIError):
-        # It may have died by itself a moment ago, of another part's death.
-        container.kill()
-    time.sleep(seconds)
-    _insist(container.start)
+def list_replicas(stack: Stack, service: str) -> Sequence[Container]:
+    """The containers that play the part of a service, always in the same order."""
+    found = [each for name in COMPOSED.get(service, (service,)) for each in stack.containers(name)]
+    return sorted(found, key=lambda container: container.name or "")
+
+
+def _wait_until_back(container: Container) -> None:
+    """By the part's own health check; one without any is left alone for long enough by the plan."""
+    check = container.attrs["Config"].get("Healthcheck", {}).get("Test", ["NONE"])
+    if check[0] != "CMD":
+        return
+
+    def is_back() -> bool:
+        try:
+            answered: int = container.exec_run(check[1:]).exit_code
+        except APIError:
+            return False
+        return answered == 0
+
+    wait_until(is_back, what=f"{container.name} was back", seconds=_BACK_SECONDS, every=0.3)
 
 
 def _pause(container: Container, seconds: float) -> None:
-    container.pause()
+    insist(container.pause)
     time.sleep(seconds)
-    _insist(container.unpause)
+    insist(container.unpause)
 
 
 def _cut(engine: docker.DockerClient, container: Container, network_name: str, seconds: float) -> None:
@@ -170,11 +216,11 @@ def _cut(engine: docker.DockerClient, container: Container, network_name: str, s
     aliases = container.attrs["NetworkSettings"]["Networks"][network_name]["Aliases"]
     network.disconnect(container)
     time.sleep(seconds)
-    _insist(lambda: network.connect(container, aliases=aliases))
+    insist(lambda: network.connect(container, aliases=aliases))
 
 
-def _insist(call: Callable[[], Any]) -> None:
-    """What undoes a fault has to work, and the engine is busy."""
+def insist(call: Callable[[], Any]) -> None:
+    """What the engine is told has to work, however busy it is."""
 
     def succeeded() -> bool:
         try:
@@ -183,4 +229,4 @@ def _insist(call: Callable[[], Any]) -> None:
             return False
         return True
 
-    wait_until(succeeded, what="the engine undid the fault", seconds=30.0, every=0.5)
+    wait_until(succeeded, what="the engine did it", seconds=_BACK_SECONDS, every=0.5)

@@ -13,8 +13,9 @@ import docker
 import pytest
 
 from tests.faults.plan import REPLICAS
-from tests.faults.report import render
+from tests.faults.report import render_text, write_document
 from tests.faults.storm import Storm, raise_storm, read_settings_from_environment, save_evidence
+from tests.faults.task_engine import START_SECONDS, open_task_engine
 from tests.faults.tcp_proxy import ProxyLoop
 from tests.faults.users_stub import UsersStub
 from tests.faults.world import Ground
@@ -23,27 +24,39 @@ from tests.integration.stack import Stack, open_stack
 
 
 @pytest.fixture(scope="session")
-def stack(engine: docker.DockerClient) -> Stack:
+def _system(engine: docker.DockerClient) -> Iterator[tuple[Stack, docker.DockerClient]]:
     if "ENV_FILE" not in os.environ:
         pytest.fail("These tests need a composed system of their own: `make faults` brings it up.", pytrace=False)
     stack = open_stack(engine)
-    for service in ("scheduler-loops", "executor"):
-        stack.scale(service, REPLICAS[service])
     stack.wait_until_ready(executors=REPLICAS["executor"])
-    return stack
+    task_engine = open_task_engine(stack)
+    # The guard's image has just come: the executors may take runs as soon as they have found it.
+    sign_up(stack.url).api.run("true", seconds=START_SECONDS)
+    yield stack, task_engine
+    task_engine.close()
 
 
 @pytest.fixture(scope="session")
-def storm(stack: Stack, pytestconfig: pytest.Config) -> Storm:
+def stack(_system: tuple[Stack, docker.DockerClient]) -> Stack:
+    return _system[0]
+
+
+@pytest.fixture(scope="session")
+def task_engine(_system: tuple[Stack, docker.DockerClient]) -> docker.DockerClient:
+    """All tasks run there, not on the machine's own engine."""
+    return _system[1]
+
+
+@pytest.fixture(scope="session")
+def storm(stack: Stack, task_engine: docker.DockerClient) -> Storm:
     settings = read_settings_from_environment()
     print(f"\nseed {settings.seed}: FAULTS_SEED={settings.seed} repeats this storm", flush=True)
-    storm = raise_storm(stack, sign_up(stack.url), settings)
+    storm = raise_storm(stack, task_engine, sign_up(stack.url), settings)
     evidence = Path(tempfile.gettempdir()) / f"{stack.project}-{settings.seed}"
     save_evidence(stack, storm, evidence)
-    report = render(storm) + f"logs of all parts: {evidence}\n"
-    print(report, flush=True)
+    print(f"{render_text(storm)}logs of all parts: {evidence}\n", flush=True)
     if settings.report is not None:
-        settings.report.write_text(report)
+        write_document(storm, settings.report)
     return storm
 
 

@@ -2,6 +2,8 @@
 
 The journal listens while faults go on; the findings are computed from it afterwards. It goes by labels and not by
 the container's name, so that it also sees what a system does that names them otherwise.
+
+A daemon that goes down takes its containers with it and tells nobody of their ends: they ended with it.
 """
 
 from __future__ import annotations
@@ -9,13 +11,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import docker
 from docker.errors import DockerException
+from urllib3.exceptions import HTTPError
 
 from services.executor.runtime import LABEL_EXECUTOR, LABEL_INSTANCE, LABEL_RUN, LABEL_TASK
 from tests.integration.polling import wait_until
@@ -39,7 +43,7 @@ class Event:
 class Interval:
     """One container's life; `ended` is None while it runs. Nanoseconds since the epoch.
 
-    `maker` is the executor that created it, whoever saw its end.
+    `maker` is the executor that created it, whoever saw its end. `with_engine`: it ended with its engine.
     """
 
     task_id: str
@@ -48,6 +52,7 @@ class Interval:
     maker: str
     began: int
     ended: int | None
+    with_engine: bool = False
 
     @property
     def seconds(self) -> float:
@@ -72,7 +77,11 @@ class Findings:
 
 
 class Journal:
-    """Takes down every start and end of an instance's task containers, from `start` to `stop`."""
+    """Takes down every start and end of an instance's task containers, from `start` to `stop`.
+
+    `breaks` counts how often the engine broke off. It remembers its latest events for who asks again, but not
+    beyond its own end, after which there is nothing to be told but ends.
+    """
 
     def __init__(self, engine: docker.DockerClient, *, instance: str) -> None:
         self._engine = engine
@@ -95,27 +104,30 @@ class Journal:
         """What has been heard so far; the listening goes on."""
         return judge(set(self._events))
 
-    def stop(self) -> Findings:
-        """The events of the last moment are waited for."""
+    def stop(self) -> Set[Event]:
+        """All events; those of the last moment are waited for."""
         time.sleep(1.0)
         self._stopping.set()
         self._stream.close()
         self._thread.join(5.0)
-        return judge(self._events)
+        return self._events
 
     def _listen(self) -> None:
         since = time.time()
         while not self._stopping.is_set():
             try:
                 # The engine repeats what it remembers since then; a set holds each event once.
-                self._stream = self._engine.events(decode=True, filters=self._filters, since=int(since))
-                for fields in self._stream:
+                stream = self._engine.events(decode=True, filters=self._filters, since=int(since))
+            except (DockerException, OSError):
+                self._stopping.wait(0.1)
+                continue
+            self._stream = stream
+            # What the SDK makes of a stream that is closed while it is read is an AttributeError.
+            with suppress(DockerException, OSError, HTTPError, ValueError, AttributeError):
+                for fields in stream:
                     self._events.add(read_event(fields))
                     since = fields["time"]
-            except (DockerException, OSError, ValueError, AttributeError):
-                # The last one is what the SDK makes of a stream that is closed while it is read.
-                pass
-            if not self._stopping.wait(0.2):
+            if not self._stopping.is_set():
                 self.breaks += 1
 
 
@@ -132,15 +144,15 @@ def read_event(fields: Mapping[str, Any]) -> Event:
     )
 
 
-def judge(events: Iterable[Event]) -> Findings:
-    """Intervals, overlaps and starts. Pure."""
+def judge(events: Iterable[Event], *, engine_ends: Sequence[int] = ()) -> Findings:
+    """Intervals, overlaps and starts; `engine_ends` are the times at which the daemon went down. Pure."""
     ordered = sorted(events, key=lambda event: event.at_nanoseconds)
     by_task: dict[str, list[Interval]] = defaultdict(list)
     by_container: dict[str, list[Event]] = defaultdict(list)
     for event in ordered:
         by_container[event.container_id].append(event)
     for of_container in by_container.values():
-        for interval in _list_intervals(of_container):
+        for interval in _list_intervals(of_container, sorted(engine_ends)):
             by_task[interval.task_id].append(interval)
     for of_task in by_task.values():
         of_task.sort(key=lambda interval: interval.began)
@@ -151,29 +163,33 @@ def judge(events: Iterable[Event]) -> Findings:
     )
 
 
-def _list_intervals(events: Sequence[Event]) -> Iterable[Interval]:
+def _list_intervals(events: Sequence[Event], engine_ends: Sequence[int]) -> Iterable[Interval]:
     """Of one container, in order of time."""
     open_since: Event | None = None
     for event in events:
         if event.action == "start":
             if open_since is not None:
-                yield _to_interval(open_since, None)
+                yield _to_interval(open_since, None, engine_ends)
             open_since = event
         elif open_since is not None:
-            yield _to_interval(open_since, event)
+            yield _to_interval(open_since, event, engine_ends)
             open_since = None
     if open_since is not None:
-        yield _to_interval(open_since, None)
+        yield _to_interval(open_since, None, engine_ends)
 
 
-def _to_interval(start: Event, end: Event | None) -> Interval:
+def _to_interval(start: Event, end: Event | None, engine_ends: Sequence[int]) -> Interval:
+    ended = None if end is None else end.at_nanoseconds
+    engine_ended = next((at for at in engine_ends if at >= start.at_nanoseconds), None)
+    with_engine = engine_ended is not None and (ended is None or engine_ended < ended)
     return Interval(
         task_id=start.task_id,
         run_id=start.run_id,
         container_id=start.container_id,
         maker=start.maker,
         began=start.at_nanoseconds,
-        ended=None if end is None else end.at_nanoseconds,
+        ended=engine_ended if with_engine else ended,
+        with_engine=with_engine,
     )
 
 

@@ -1,5 +1,8 @@
 """What goes wrong, when: drawn from a seed, so that the same seed gives the same plan. Pure.
 
+An engine dies in two ways: with all that runs on it (a power cut), and in order, ending its containers first. Both
+take what runs with them.
+
 The storm has two acts. In the first, everything is hit, also what keeps the truth (PostgreSQL, the scheduler's
 HTTP side). In the second these two stand, because a lease is only taken over while both have been up for 45 s;
 executors that are frozen for longer than their leases last then lose their runs to others.
@@ -12,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["kill", "pause", "cut", "purge", "delete", "duplicate"]
+Kind = Literal["kill", "stop", "pause", "cut", "purge", "delete", "duplicate"]
 
 REPLICAS: Mapping[str, int] = {
     "gateway": 1,
@@ -23,9 +26,13 @@ REPLICAS: Mapping[str, int] = {
     "postgres": 1,
     "rabbitmq": 1,
     "redis": 1,
+    "engine": 1,
 }
+# Parts that stand under several names in the Compose files: one of the executors has its clock an hour ahead.
+COMPOSED: Mapping[str, Sequence[str]] = {"executor": ("executor", "executor-ahead")}
 ROLES = ("gateway", "users", "scheduler", "scheduler-loops", "executor")
 SERVERS = ("postgres", "rabbitmq", "redis")
+ENGINE = "engine"
 # Not the gateway's: its published port hangs on its network.
 CUTS = (
     ("executor", "services"),
@@ -41,6 +48,11 @@ LONG_PAUSE_SECONDS = 42.0
 TAKEOVER_SECONDS = 12.0
 FIRST_ACT = 0.5
 FIRST_ACT_ONLY = ("scheduler", "postgres")
+# A daemon that stops in order gives containers up to 15 s; one that starts takes a few.
+ENGINE_STOP_SECONDS = 15.0
+ENGINE_START_SECONDS = 5.0
+# Whoever is away for so long leaves work to others of its kind; one of them has to be there.
+LONG_ABSENCE_SECONDS = 5.0
 # A container that was started again is left alone for a moment: killing it while it starts proves little.
 SETTLE_SECONDS = 2.0
 
@@ -49,6 +61,7 @@ SETTLE_SECONDS = 2.0
 class Fault:
     """From `at` seconds after the storm's beginning; the part is away for `seconds`.
 
+    `kill` is SIGKILL; `stop` lets the part end in order first, however long that takes.
     `purge` and `delete` do that to the broker's queue of runs; `duplicate` publishes `count` messages again.
     """
 
@@ -65,10 +78,11 @@ class Fault:
 class Numbers:
     """How much goes wrong. `kills` are those of our own services; servers are restarted by SIGKILL, too."""
 
-    seconds: float = 200.0
+    seconds: float = 170.0
     kills: int = 60
     kills_each_role: int = 8
     restarts_each_server: int = 3
+    engine_restarts: int = 2
     cuts: int = 5
     pauses: int = 5
     wipes: int = 2
@@ -80,11 +94,12 @@ def plan_faults(rng: random.Random, numbers: Numbers) -> Sequence[Fault]:
     drafts = _draft(rng, numbers)
     spacing = numbers.seconds / len(drafts)
     free_at = {(service, replica): 0.0 for service, replicas in REPLICAS.items() for replica in range(replicas)}
+    long_away_until = dict(free_at)
     planned: list[Fault] = []
     now = 0.0
     while drafts:
         now += spacing * rng.uniform(0.5, 1.5)
-        index, replica = _pick(rng, drafts, free_at, now)
+        index, replica = _pick(rng, drafts, free_at, long_away_until, now)
         if index is None:
             continue
         draft = drafts.pop(index)
@@ -98,8 +113,10 @@ def plan_faults(rng: random.Random, numbers: Numbers) -> Sequence[Fault]:
             count=draft.count,
         )
         planned.append(fault)
+        if fault.seconds >= LONG_ABSENCE_SECONDS:
+            long_away_until[fault.service, replica] = now + fault.seconds
         if fault.seconds:
-            free_at[fault.service, replica] = now + fault.seconds + SETTLE_SECONDS
+            free_at[fault.service, replica] = now + fault.seconds + _decide_settle_seconds(fault)
     return planned
 
 
@@ -109,7 +126,11 @@ def end_of(plan: Sequence[Fault]) -> float:
 
 
 def _pick(
-    rng: random.Random, drafts: Sequence[Fault], free_at: Mapping[tuple[str, int], float], now: float
+    rng: random.Random,
+    drafts: Sequence[Fault],
+    free_at: Mapping[tuple[str, int], float],
+    long_away_until: Mapping[tuple[str, int], float],
+    now: float,
 ) -> tuple[int | None, int]:
     """The first draft of which a replica is there to be hit, and that replica."""
     truth_shakes = any(draft.service in FIRST_ACT_ONLY for draft in drafts)
@@ -117,11 +138,11 @@ def _pick(
     for index, draft in enumerate(drafts):
         if _is_long_pause(draft) and (truth_shakes or now < truth_stands_at):
             continue
-        free = [
-            replica
-            for replica in range(REPLICAS[draft.service])
-            if draft.seconds == 0.0 or free_at[draft.service, replica] <= now
-        ]
+        replicas = range(REPLICAS[draft.service])
+        free = [each for each in replicas if draft.seconds == 0.0 or free_at[draft.service, each] <= now]
+        away = sum(long_away_until[draft.service, each] > now for each in replicas)
+        if draft.seconds >= LONG_ABSENCE_SECONDS and away and away + 1 >= len(replicas):
+            continue
         if free:
             return index, rng.choice(free)
     return None, 0
@@ -141,6 +162,12 @@ def _draft(rng: random.Random, numbers: Numbers) -> list[Fault]:
     return [*first, *second, *others[split:]]
 
 
+def _decide_settle_seconds(fault: Fault) -> float:
+    if fault.service != ENGINE:
+        return SETTLE_SECONDS
+    return ENGINE_START_SECONDS + (ENGINE_STOP_SECONDS if fault.kind == "stop" else 0.0)
+
+
 def _is_long_pause(fault: Fault) -> bool:
     return fault.kind == "pause" and fault.seconds >= LONG_PAUSE_SECONDS
 
@@ -151,7 +178,9 @@ def _draft_kills(rng: random.Random, numbers: Numbers) -> list[Fault]:
     while len(victims) < numbers.kills:
         victims.append(rng.choice(("executor", "executor", "scheduler-loops")))
     victims += [server for server in SERVERS for _ in range(numbers.restarts_each_server)]
-    return [Fault(0.0, "kill", victim, seconds=rng.uniform(0.1, 2.0)) for victim in victims]
+    kills = [Fault(0.0, "kill", victim, seconds=rng.uniform(0.1, 2.0)) for victim in victims]
+    ways: list[Kind] = ["kill" if number % 2 == 0 else "stop" for number in range(numbers.engine_restarts)]
+    return kills + [Fault(0.0, way, ENGINE, seconds=rng.uniform(0.1, 2.0)) for way in ways]
 
 
 def _draft_absences(rng: random.Random, numbers: Numbers) -> list[Fault]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import secrets
@@ -13,10 +14,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import docker
+from docker.models.containers import Container
+
 from services.executor.runtime import LABEL_INSTANCE, LABEL_TASK
-from tests.faults.chaos import Chaos, Struck
-from tests.faults.oracle import Findings, Journal
-from tests.faults.plan import REPLICAS, Numbers, end_of, plan_faults
+from tests.faults.chaos import Chaos, Struck, list_replicas
+from tests.faults.oracle import Findings, Journal, judge
+from tests.faults.plan import ENGINE, REPLICAS, Numbers, end_of, plan_faults
 from tests.faults.work import (
     PROBE_SECONDS,
     WATCH_SECONDS,
@@ -36,12 +40,16 @@ from tests.integration.stack import Stack
 END_SECONDS = 120.0
 CLEAN_SECONDS = 120.0
 LEASE_SECONDS = 20.0
+# Of the tasks, as many messages are delivered twice.
+DUPLICATES_SHARE = 0.05
+# A part that was started again needs a moment to be there.
+SETTLED = timedelta(seconds=5)
 _LIVE = "('queued', 'claimed', 'running', 'stopping')"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """FAULTS_SEED, FAULTS_TASKS, FAULTS_SECONDS, FAULTS_KILLS, FAULTS_REPORT; the rest follows from the kills."""
+    """FAULTS_SEED, FAULTS_TASKS, FAULTS_SECONDS, FAULTS_KILLS, FAULTS_REPORT; the rest follows from these."""
 
     seed: int
     tasks: int
@@ -52,21 +60,23 @@ class Settings:
     @staticmethod
     def read(environment: Mapping[str, str]) -> Settings:
         kills = int(environment.get("FAULTS_KILLS") or 60)
+        tasks = int(environment.get("FAULTS_TASKS") or 300)
         share = kills / 60
         numbers = Numbers(
-            seconds=float(environment.get("FAULTS_SECONDS") or 200),
+            seconds=float(environment.get("FAULTS_SECONDS") or Numbers().seconds),
             kills=kills,
             kills_each_role=max(1, round(8 * min(share, 1.0))),
             restarts_each_server=max(1, round(3 * share)),
+            engine_restarts=max(1, round(2 * share)),
             cuts=max(1, round(5 * share)),
             pauses=max(1, round(5 * share)),
             wipes=max(1, round(2 * share)),
-            duplicates=max(2, round(15 * share)),
+            duplicates=max(2, round(DUPLICATES_SHARE * tasks)),
         )
         report = environment.get("FAULTS_REPORT")
         return Settings(
             seed=int(environment.get("FAULTS_SEED") or secrets.randbelow(1_000_000)),
-            tasks=int(environment.get("FAULTS_TASKS") or 300),
+            tasks=tasks,
             numbers=numbers,
             calm_tasks=12,
             report=Path(report) if report else None,
@@ -78,9 +88,13 @@ class Storm:
     """All that was seen. `tasks` are the user's at the end, also such as were made by a try without an answer."""
 
     settings: Settings
+    load_before: float
     began: datetime
     calm_again: datetime
     struck: Sequence[Struck]
+    engine_ends: Sequence[int]
+    executor_ahead: str
+    clock_off_seconds: float
     accepted: Sequence[Accepted]
     calm: Sequence[Accepted]
     given_up: Sequence[Order]
@@ -103,6 +117,9 @@ class Storm:
 
     def kinds(self) -> Counter[str]:
         return Counter(each.fault.kind for each in self.struck if not each.error)
+
+    def list_struck(self, *kinds: str) -> Sequence[Struck]:
+        return [each for each in self.struck if each.fault.kind in kinds]
 
     def recovered_after_seconds(self) -> Sequence[float]:
         """For each task that was open and due when the last fault was over: how much longer it took to end."""
@@ -141,10 +158,21 @@ class Storm:
             if (task_id, interval.maker) not in reporters
         ]
 
+    def lost_with_the_engine(self) -> Counter[str]:
+        """By task: how many of its runs were lost that lived when the engine was away, or as it came back."""
+        outages = [each for each in self.struck if each.fault.service == ENGINE]
+        return Counter(
+            task_id
+            for task_id, runs in self.runs.items()
+            for run in runs
+            if run["status"] == "lost" and any(_lived_through(each, run) for each in outages)
+        )
+
     def unexplained_runs(self) -> Sequence[str]:
         """Runs that were lost although no fault explains it.
 
-        One that does: it hit the run's own executor while the run lived, or it lasted so long that leases ran out.
+        One that does: it hit the run's own executor or the engine while the run lived, or it lasted so long that
+        leases ran out.
         """
         return [
             f"{task_id} run {run['number']} at {run['executorId']}"
@@ -155,21 +183,25 @@ class Storm:
 
 
 def _explains(struck: Struck, run: Json) -> bool:
-    lived = to_time(run["queuedAt"]), to_time(run["finishedAt"])
-    if struck.began > lived[1] or struck.ended < lived[0] - timedelta(seconds=5):
-        return False
-    return struck.target == run["executorId"] or struck.fault.seconds >= LEASE_SECONDS
+    hits = struck.target == run["executorId"] or struck.fault.service == ENGINE
+    return (hits or struck.fault.seconds >= LEASE_SECONDS) and _lived_through(struck, run)
 
 
-def raise_storm(stack: Stack, user: User, settings: Settings) -> Storm:
+def _lived_through(struck: Struck, run: Json) -> bool:
+    return struck.began <= to_time(run["finishedAt"]) and to_time(run["queuedAt"]) <= struck.ended + SETTLED
+
+
+def raise_storm(stack: Stack, task_engine: docker.DockerClient, user: User, settings: Settings) -> Storm:
     """Some calm tasks first, then the storm, then calm ones again, until everything has ended and been cleaned."""
+    load_before = os.getloadavg()[0]
     rng = random.Random(settings.seed)
     plan = plan_faults(rng, settings.numbers)
     orders = plan_orders(rng, count=settings.tasks, seconds=end_of(plan))
     client = Client(stack.url, user.api.token)
     submitter, calm = Submitter(client), Submitter(client)
-    watch, probe, journal = Watch(client), Probe(client), Journal(stack.engine, instance=stack.project)
+    watch, probe, journal = Watch(client), Probe(client), Journal(task_engine, instance=stack.project)
     chaos = Chaos(stack)
+    (ahead,) = stack.containers("executor-ahead")
     journal.start()
     with (
         Repeating(watch.look, every=WATCH_SECONDS) as watching,
@@ -185,14 +217,19 @@ def raise_storm(stack: Stack, user: User, settings: Settings) -> Storm:
         open_at_the_end = _wait_until_all_ended(watch, END_SECONDS)
         stack.wait_until_ready(executors=REPLICAS["executor"])
         _work_calmly(calm, watch, settings)
-        clean_after, left = _wait_until_clean(stack, calm_again)
+        clean_after, left = _wait_until_clean(stack, task_engine, calm_again)
     watch.look()
-    findings = journal.stop()
+    findings = judge(journal.stop(), engine_ends=chaos.engine_ends)
+    has_gaps = journal.breaks > len(chaos.engine_ends)
     return Storm(
         settings=settings,
+        load_before=load_before,
         began=began,
         calm_again=calm_again,
         struck=struck,
+        engine_ends=chaos.engine_ends,
+        executor_ahead=str(ahead.id)[:12],
+        clock_off_seconds=_read_clock(ahead),
         accepted=submitter.accepted,
         calm=calm.accepted,
         given_up=[*submitter.given_up, *calm.given_up],
@@ -210,7 +247,7 @@ def raise_storm(stack: Stack, user: User, settings: Settings) -> Storm:
         open_at_the_end=open_at_the_end,
         clean_after_seconds=clean_after,
         left=left,
-        failures=[*watching.failures, *probing.failures, *(["the journal had gaps"] if journal.breaks else [])],
+        failures=[*watching.failures, *probing.failures, *(["the journal had gaps"] if has_gaps else [])],
     )
 
 
@@ -230,11 +267,13 @@ def _wait_until_all_ended(watch: Watch, seconds: float) -> Sequence[Json]:
     return watch.open_tasks
 
 
-def _wait_until_clean(stack: Stack, since: datetime) -> tuple[float | None, Mapping[str, int]]:
+def _wait_until_clean(
+    stack: Stack, task_engine: docker.DockerClient, since: datetime
+) -> tuple[float | None, Mapping[str, int]]:
     """How long after the last fault nothing of any task was left, or None; and what is left then."""
     deadline = time.monotonic() + max(CLEAN_SECONDS - (datetime.now(UTC) - since).total_seconds(), 5.0)
     while True:
-        left = {"containers": _count_containers(stack), "live runs": _count_live_runs(stack)}
+        left = {"containers": _count_containers(stack, task_engine), "live runs": _count_live_runs(stack)}
         if not any(left.values()):
             return (datetime.now(UTC) - since).total_seconds(), left
         if time.monotonic() > deadline:
@@ -242,9 +281,16 @@ def _wait_until_clean(stack: Stack, since: datetime) -> tuple[float | None, Mapp
         time.sleep(1.0)
 
 
-def _count_containers(stack: Stack) -> int:
+def _read_clock(container: Container) -> float:
+    """How far its clock is ahead, by a line of its log and when the engine got that."""
+    told, _, line = container.logs(timestamps=True, tail=1).decode().partition(" ")
+    by_itself = datetime.fromisoformat(json.loads(line)["at"])
+    return (by_itself - datetime.fromisoformat(told)).total_seconds()
+
+
+def _count_containers(stack: Stack, task_engine: docker.DockerClient) -> int:
     labels = [f"{LABEL_INSTANCE}={stack.project}", LABEL_TASK]
-    return len(stack.engine.containers.list(all=True, filters={"label": labels}, ignore_removed=True))
+    return len(task_engine.containers.list(all=True, filters={"label": labels}, ignore_removed=True))
 
 
 def _count_live_runs(stack: Stack) -> int:
@@ -259,7 +305,7 @@ def save_evidence(stack: Stack, storm: Storm, folder: Path) -> None:
     """The services' logs and what is odd, for who looks into a failure."""
     folder.mkdir(parents=True, exist_ok=True)
     for service in REPLICAS:
-        for container in stack.containers(service):
+        for container in list_replicas(stack, service):
             (folder / f"{container.name}.log").write_bytes(container.logs(timestamps=True))
     lines = [f"{each.began:%H:%M:%S.%f} {each.ended:%H:%M:%S.%f} {each.target} {each}" for each in storm.struck]
     (folder / "faults.txt").write_text("\n".join(lines) + "\n")

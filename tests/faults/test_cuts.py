@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+import requests
+from docker.models.containers import Container
 
+from tests.faults.chaos import insist
 from tests.faults.work import Client
-from tests.integration.client import IMAGE, User, sign_up
+from tests.integration.client import IMAGE, User, expect_problem, in_seconds, new_task, sign_up
 from tests.integration.polling import wait_until
 from tests.integration.stack import Stack
 
@@ -20,6 +23,9 @@ pytestmark = pytest.mark.faults
 CLIENTS = 24
 CUT_SECONDS = 20.0
 REDELIVERED_SECONDS = 25.0
+HEARD_SECONDS = 2.0
+PUBLISH_FAILURES = "taskrunner_publish_failures_total"
+DISPATCHED = "taskrunner_dispatched_total"
 
 
 @pytest.fixture
@@ -29,8 +35,11 @@ def user(stack: Stack) -> User:
 
 @contextmanager
 def cut_off(stack: Stack, service: str, network_name: str) -> Iterator[str]:
-    """Meanwhile somebody else takes the part's address, so what was in flight is never answered. The address."""
-    (container,) = stack.containers(service)
+    """Meanwhile somebody else takes the part's address, so what was in flight is never answered. The address.
+
+    Of several replicas it is the first.
+    """
+    container = stack.containers(service)[0]
     name = f"{stack.project}_{network_name}"
     network = stack.engine.networks.get(name)
     attached = container.attrs["NetworkSettings"]["Networks"][name]
@@ -48,11 +57,11 @@ def cut_off(stack: Stack, service: str, network_name: str) -> Iterator[str]:
 @contextmanager
 def frozen(stack: Stack, service: str) -> Iterator[None]:
     container = stack.containers(service)[0]
-    container.pause()
+    insist(container.pause)
     try:
         yield
     finally:
-        container.unpause()
+        insist(container.unpause)
 
 
 def count_connections_from(stack: Stack, service: str, address: str) -> int:
@@ -65,6 +74,13 @@ print(json.dumps(sum(line.split()[1].startswith(f"{{number:08X}}:") for line in 
 """
     count: int = stack.run_inside(service, script)
     return count
+
+
+def read_loops_metric(container: Container, name: str) -> float:
+    """From the container itself, whatever network it is cut off from."""
+    script = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8004/metrics').read().decode())"
+    lines = container.exec_run(["python3", "-c", script]).output.decode().splitlines()
+    return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
 
 
 def test_a_database_that_went_silent_under_load_is_used_again_as_soon_as_it_is_back(stack: Stack, user: User):
@@ -93,6 +109,36 @@ def test_a_database_that_went_silent_under_load_is_used_again_as_soon_as_it_is_b
     assert not client.unexpected
     # Each of them would keep a thread of the scheduler for a quarter of an hour.
     assert count_connections_from(stack, "scheduler", former_address) == 0
+
+
+def test_a_frozen_database_is_given_up_by_the_services_before_the_gateway_gives_them_up(stack: Stack, user: User):
+    answers: list[requests.Response] = []
+    # Some find a session that was checked just now, and meet the scheduler; the others meet the users service.
+    user.api.get("/api/tasks/?limit=1")
+    with frozen(stack, "postgres"):
+        for _ in range(3):
+            answers += [user.api.get("/api/tasks/?limit=1"), user.api.post("/api/tasks/", new_task("true"))]
+
+    for answer in answers:
+        expect_problem(answer, 503)
+        assert int(answer.headers["Retry-After"]) > 0
+    stack.wait_until_ready(executors=3)
+
+
+def test_a_replica_that_is_cut_off_from_the_broker_leaves_due_tasks_to_the_other(stack: Stack, user: User):
+    cut, other = stack.containers("scheduler-loops")
+    failures, dispatched = read_loops_metric(cut, PUBLISH_FAILURES), read_loops_metric(other, DISPATCHED)
+    with cut_off(stack, "scheduler-loops", "broker"):
+        # What it heard a moment ago it may still believe; then it asks first.
+        due = in_seconds(HEARD_SECONDS)
+        created = [user.api.create_task("echo", str(number), scheduledAt=due)["id"] for number in range(20)]
+
+        for task_id in created:
+            user.api.wait_for(task_id, "completed", seconds=60.0)
+        assert read_loops_metric(cut, PUBLISH_FAILURES) == failures
+        assert read_loops_metric(other, DISPATCHED) >= dispatched + len(created)
+
+    stack.wait_until_ready(executors=3)
 
 
 def test_messages_that_went_to_a_frozen_executor_are_delivered_to_another_in_time(stack: Stack, user: User):

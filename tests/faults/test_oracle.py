@@ -69,3 +69,22 @@ def test_a_container_that_is_started_again_is_a_restart_of_its_run():
 
     assert findings.restarts == ["run"]
     assert not findings.overlaps
+
+
+def test_a_container_whose_engine_went_down_ended_with_it():
+    findings = judge(
+        [event(10, "start", container="a"), event(50, "start", container="b"), event(60, "die", container="b")],
+        engine_ends=[30, 90],
+    )
+
+    earlier, later = findings.intervals["task"]
+    assert (earlier.ended, earlier.with_engine) == (30, True)
+    assert (later.ended, later.with_engine) == (60, False)
+    assert not findings.overlaps
+    assert not findings.unfinished
+
+
+def test_a_container_that_was_started_after_the_engines_end_is_still_running():
+    findings = judge([event(40, "start")], engine_ends=[30])
+
+    assert len(findings.unfinished) == 1

@@ -7,7 +7,9 @@ from itertools import pairwise
 import pytest
 
 from tests.faults.plan import (
+    ENGINE,
     FIRST_ACT_ONLY,
+    LONG_ABSENCE_SECONDS,
     LONG_PAUSE_SECONDS,
     REPLICAS,
     ROLES,
@@ -37,6 +39,7 @@ def test_a_plan_has_all_that_was_asked_for(seed: int):
     assert all(kills[role] >= 8 for role in ROLES)
     assert sum(kills[role] for role in ROLES) == 60
     assert all(kills[server] == 3 for server in SERVERS)
+    assert sorted(fault.kind for fault in plan if fault.service == ENGINE) == ["kill", "stop"]
     assert kinds["cut"] == 5
     assert kinds["pause"] == 5
     assert kinds["purge"] == kinds["delete"] == 1
@@ -64,6 +67,17 @@ def test_executors_are_frozen_for_long_when_leases_can_be_taken_over_and_the_pla
     assert len(frozen) == 2
     assert all(fault.at + LONG_PAUSE_SECONDS > truth_stands + 45 for fault in frozen)
     assert end_of(plan) < 1.4 * numbers.seconds
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_of_several_of_a_kind_never_all_are_away_for_long(seed: int):
+    plan = plan_faults(random.Random(seed), Numbers())
+
+    for service in ("executor", "scheduler-loops"):
+        absences = [each for each in plan if each.service == service and each.seconds >= LONG_ABSENCE_SECONDS]
+        for absence in absences:
+            others = [each for each in absences if each.at <= absence.at < each.at + each.seconds]
+            assert len({each.replica for each in others}) < REPLICAS[service]
 
 
 def test_orders_are_spread_over_the_storm_and_of_several_kinds():

@@ -1,19 +1,21 @@
-"""The promises, under faults: one storm, and each promise looked at afterwards.
-
-The engine is not restarted: it is the machine's own.
-"""
+"""The promises, under faults: one storm, and each promise looked at afterwards."""
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
+from tests.faults.oracle import NANOSECONDS
 from tests.faults.plan import ROLES, SERVERS
 from tests.faults.storm import END_SECONDS, Storm
-from tests.integration.client import TERMINAL
+from tests.integration.client import TERMINAL, to_time
 
 pytestmark = pytest.mark.faults
 
 RECOVERY_SECONDS = 40.0
+# Far less than the clock is off; the engine's time, asked now and then, is known to less.
+SAME_SECONDS = 5.0
 
 
 def test_the_storm_was_as_bad_as_it_was_meant_to_be(storm: Storm):
@@ -23,8 +25,10 @@ def test_the_storm_was_as_bad_as_it_was_meant_to_be(storm: Storm):
     assert sum(kills[role] for role in ROLES) >= numbers.kills
     assert min(kills[role] for role in ROLES) >= numbers.kills_each_role
     assert min(kills[server] for server in SERVERS) >= numbers.restarts_each_server
+    assert len(storm.engine_ends) >= numbers.engine_restarts
     assert kinds["cut"] >= numbers.cuts
     assert kinds["purge"] + kinds["delete"] >= numbers.wipes
+    assert sum(each.detail for each in storm.list_struck("duplicate")) >= numbers.duplicates
     assert len(storm.accepted) == storm.settings.tasks
     assert not storm.given_up
     assert not storm.failures
@@ -59,10 +63,41 @@ def test_no_run_was_started_twice(storm: Storm):
 
 
 def test_every_task_was_started_once_since_what_runs_is_adopted_and_not_run_again(storm: Storm):
-    # Only the engine's own end could take a container away, and it stayed.
+    # Only the engine's own end takes a container away.
+    lost = storm.lost_with_the_engine()
     starts = {task_id: len(storm.findings.intervals.get(task_id, ())) for task_id in storm.tasks}
 
-    assert {task_id: count for task_id, count in starts.items() if count != 1} == {}
+    assert {task_id: count for task_id, count in starts.items() if task_id not in lost and count != 1} == {}
+    assert all(1 <= starts[task_id] <= 1 + lost[task_id] for task_id in lost)
+
+
+def test_what_ran_when_its_engine_went_down_is_never_believed_to_have_ended_by_itself(storm: Storm):
+    cut_off = Counter(
+        task_id
+        for task_id, intervals in storm.findings.intervals.items()
+        for interval in intervals
+        if interval.with_engine
+    )
+    lost = storm.lost_with_the_engine()
+
+    assert {task_id: count for task_id, count in cut_off.items() if lost[task_id] < count} == {}
+
+
+def test_an_executor_whose_clock_is_an_hour_ahead_makes_no_difference(storm: Storm):
+    assert storm.clock_off_seconds == pytest.approx(3600, abs=60)
+    by_it = [
+        (task_id, run)
+        for task_id, runs in storm.runs.items()
+        for run in runs
+        if run["executorId"] == storm.executor_ahead and run["status"] in ("completed", "failed")
+    ]
+
+    assert by_it
+    for task_id, run in by_it:
+        begun = [interval.began / NANOSECONDS for interval in storm.findings.intervals[task_id]]
+        started_at = to_time(run["startedAt"]).timestamp()
+        assert min(abs(started_at - each) for each in begun) < SAME_SECONDS, run
+        assert run["reason"] != "timeout"
 
 
 def test_no_terminal_task_changed(storm: Storm):

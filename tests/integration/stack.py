@@ -19,6 +19,14 @@ from tests.integration.polling import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 READY_SECONDS = 60.0
+# Seen from inside the control network.
+INSIDE_URLS = {
+    "gateway": "http://gateway:8000",
+    "users": "http://users:8001",
+    "scheduler": "http://scheduler:8002",
+    "scheduler-loops": "http://scheduler-loops:8004",
+    "executor": "http://executor:8003",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +60,25 @@ class Stack:
             container.restart(timeout=30)
 
     def scale(self, service: str, count: int) -> None:
-        command = [
-            "deploy/compose.sh",
-            "up",
-            "--detach",
-            "--no-deps",
-            "--no-build",
-            "--scale",
-            f"{service}={count}",
-        ]
-        environment = {**os.environ, "ENV_FILE": str(self.env_file)}
-        subprocess.run(
-            [*command, service], cwd=REPOSITORY, env=environment, check=True, capture_output=True, text=True
-        )
+        self.bring_up(service, "--scale", f"{service}={count}")
+
+    def bring_up(self, service: str, *options: str, **settings: str) -> None:
+        """Have the service as the settings say; those that are given win over the file's."""
+        env_file = self.env_file.with_name(f"{self.env_file.name}.changed")
+        try:
+            env_file.touch(mode=0o600)
+            changes = "".join(f"{name}={value}\n" for name, value in settings.items())
+            env_file.write_text(f"{self.env_file.read_text()}\n{changes}")
+            subprocess.run(
+                ["deploy/compose.sh", "up", "--detach", "--no-deps", "--no-build", *options, service],
+                cwd=REPOSITORY,
+                env={**os.environ, "ENV_FILE": str(env_file)},
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+        finally:
+            env_file.unlink(missing_ok=True)
 
     def wait_until_ready(self, *, executors: int = 1) -> None:
         wait_until(

@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.client import Api, User, expect, new_task
 from tests.integration.polling import wait_until
-from tests.integration.stack import Stack
+from tests.integration.stack import INSIDE_URLS, Stack
 
 pytestmark = pytest.mark.integration
 
@@ -17,13 +17,6 @@ READ = """
 import json, urllib.request
 print(json.dumps(urllib.request.urlopen({url!r}, timeout=5).read().decode()))
 """
-INSIDE = {
-    "gateway": "http://gateway:8000",
-    "users": "http://users:8001",
-    "scheduler": "http://scheduler:8002",
-    "scheduler-loops": "http://scheduler-loops:8004",
-    "executor": "http://executor:8003",
-}
 
 
 def read_lines(stack: Stack, service: str) -> Iterator[dict[str, Any]]:
@@ -67,17 +60,17 @@ def test_no_secret_stands_in_any_log(stack: Stack, user: User):
     user.api.run("sh", "-c", f"true {secret}", environment={"PASSWORD": secret})
 
     known = [stack.settings[name] for name in stack.settings if name.endswith(("PASSWORD", "TOKEN"))]
-    for service in INSIDE:
+    for service in INSIDE_URLS:
         for container in stack.containers(service):
             text = container.logs().decode(errors="replace")
             for word in (secret, user.password, str(user.api.token), *known):
                 assert word not in text, f"{service} logged a secret"
 
 
-@pytest.mark.parametrize("service", INSIDE)
+@pytest.mark.parametrize("service", INSIDE_URLS)
 def test_every_service_serves_liveness_readiness_and_metrics(stack: Stack, service: str):
     def read(path: str) -> str:
-        text: str = stack.run_inside("scheduler", READ.format(url=INSIDE[service] + path))
+        text: str = stack.run_inside("scheduler", READ.format(url=INSIDE_URLS[service] + path))
         return text
 
     assert json.loads(read("/livez"))["status"] == "alive"

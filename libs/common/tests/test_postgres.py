@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
 
-from libs.common.postgres import Connection, Pool, in_transaction, load_queries, open_pool, ping
+from libs.common.postgres import Connection, DatabaseSilent, Pool, in_transaction, load_queries, open_pool, ping
 from tests.integration.polling import wait_until
 
 
@@ -167,6 +167,43 @@ def test_waiting_for_a_connection_ends(make_database):
     with pool.connection(timeout=5), pytest.raises(PoolTimeout):
         in_transaction(pool, insert)
 
+    pool.close()
+
+
+@pytest.mark.component
+def test_a_server_that_is_silent_is_given_up_and_not_asked_again(make_database):
+    pool = open_pool(make_database().dsn, name="postgres-test", max_size=2, statement_seconds=0.1)
+    tries = 0
+
+    def work(connection: Connection) -> None:
+        nonlocal tries
+        tries += 1
+        # As a frozen server, which doesn't keep its own time limits either.
+        connection.execute("SET LOCAL statement_timeout = 0")
+        connection.execute("SELECT pg_sleep(60)")
+
+    with pytest.raises(DatabaseSilent):
+        in_transaction(pool, work)
+
+    assert tries == 1
+    ping(pool)
+    pool.close()
+
+
+@pytest.mark.component
+def test_a_statement_that_takes_too_long_is_ended_by_the_server(make_database):
+    pool = open_pool(make_database().dsn, name="postgres-test", max_size=1, statement_seconds=0.2)
+    tries = 0
+
+    def work(connection: Connection) -> None:
+        nonlocal tries
+        tries += 1
+        connection.execute("SELECT pg_sleep(60)")
+
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        in_transaction(pool, work)
+
+    assert tries == 1
     pool.close()
 
 

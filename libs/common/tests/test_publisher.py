@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -88,6 +89,32 @@ def test_a_message_whose_queue_is_gone_is_not_confirmed_and_the_queue_comes_back
 
         messages = make_messages(2)
         assert publisher.publish(messages, timeout_seconds=5) == {message.id for message in messages}
+
+
+def test_counting_makes_a_queue_anew_that_is_gone(broker_url, channel):
+    with publishing(broker_url) as publisher:
+        assert publisher.wait_until_ready(10)
+        channel.queue_delete(RUNS_QUEUE)
+
+        assert publisher.count(RUNS_QUEUE, timeout_seconds=5) == 0
+
+        messages = make_messages(2)
+        assert publisher.publish(messages, timeout_seconds=5) == {message.id for message in messages}
+
+
+def test_a_broker_that_has_gone_silent_does_not_count_as_there(broker_url, channel):
+    with publishing(broker_url) as publisher:
+        assert publisher.wait_until_ready(10)
+        assert publisher.answers(timeout_seconds=5)
+        link, resumed = publisher._link, threading.Event()
+        link._connection.ioloop.add_callback_threadsafe(lambda: resumed.wait(10))  # type: ignore[union-attr]
+        link.heard_at = float("-inf")  # type: ignore[union-attr]
+
+        assert publisher.is_ready
+        assert not publisher.answers(timeout_seconds=0.1)
+
+        resumed.set()
+        assert publisher.answers(timeout_seconds=5)
 
 
 def test_a_message_that_is_requeued_often_is_never_dropped(broker_url, channel):

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from services.executor import runtime as rt
 
@@ -16,13 +16,16 @@ IMAGE_ID = "sha256:" + "1" * 64
 
 @dataclass(frozen=True)
 class Program:
-    """What a container does: writes, then ends with a code, or goes on until it is killed."""
+    """What a container does: writes, then ends with a code after `seconds`, or goes on until it is killed."""
 
     output: Sequence[tuple[rt.Stream, bytes]] = ()
     exit_code: int = 0
     runs_on: bool = False
+    seconds: float = 0.0
     ignores_sigterm: bool = False
+    sigterm_exit_code: int = 143
     oom_killed: bool = False
+    oom_event: bool = False
     refused: str | None = None
 
 
@@ -38,6 +41,15 @@ PROGRAMS: Mapping[tuple[str, ...], Program] = {
 }
 
 
+@dataclass(frozen=True)
+class JournalEntry:
+    """One start or end of a container, as it truly was, whatever the engine told anybody of it."""
+
+    event: Literal["start", "end"]
+    name: str
+    container_id: str
+
+
 @dataclass
 class FakeContainer:
     container_id: str
@@ -47,6 +59,7 @@ class FakeContainer:
     created_at: datetime
     status: str = "created"
     starts: int = 0
+    reads: int = 0
     exit_code: int = 0
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -68,11 +81,15 @@ class FakeEngine:
         self.registry: dict[str, rt.RuntimeFailure | None] = {}
         self.programs = dict(PROGRAMS)
         self.down = False
+        self.began: datetime | None = None
+        # How far its clock is ahead of the executor's.
+        self.ahead = timedelta(0)
         self.broken_streams = 0
         self.before: dict[str, Exception | Callable[[], None]] = {}
         self.after: dict[str, Exception | Callable[[], None]] = {}
         self.calls: list[str] = []
         self.history: list[FakeContainer] = []
+        self.journal: list[JournalEntry] = []
 
     def add(self, name: str, **changes: Any) -> FakeContainer:
         """A container that somebody made."""
@@ -83,7 +100,7 @@ class FakeEngine:
             name=name,
             options=options,
             program=self.programs.get(argv, Program()),
-            created_at=datetime.now(UTC),
+            created_at=self.now(),
         )
         for key, value in changes.items():
             setattr(container, key, value)
@@ -97,9 +114,14 @@ class FakeEngine:
         with self.changed:
             container.starts += 1
             container.status = "running"
-            container.started_at = datetime.now(UTC)
+            container.started_at = self.now()
             container.output.extend(container.program.output)
-            if not container.program.runs_on:
+            self.journal.append(JournalEntry("start", container.name, container.container_id))
+            if container.program.seconds:
+                timer = threading.Timer(container.program.seconds, self._end_by_itself, (container,))
+                timer.daemon = True
+                timer.start()
+            elif not container.program.runs_on:
                 self.finish(container, container.program.exit_code)
             self.changed.notify_all()
 
@@ -112,14 +134,38 @@ class FakeEngine:
         with self.changed:
             container.status = "exited"
             container.exit_code = exit_code
-            container.finished_at = datetime.now(UTC)
+            container.finished_at = self.now()
+            self.journal.append(JournalEntry("end", container.name, container.container_id))
             self.changed.notify_all()
+
+    def _end_by_itself(self, container: FakeContainer) -> None:
+        with self.changed:
+            if container.status == "running":
+                self.finish(container, container.program.exit_code)
+
+    def check_journal(self) -> None:
+        """No container was ever started twice, and no two of one name were at work at a time."""
+        with self.changed:
+            entries = list(self.journal)
+        started: set[str] = set()
+        at_work: dict[str, str] = {}
+        for entry in entries:
+            if entry.event == "end":
+                at_work.pop(entry.name, None)
+                continue
+            assert entry.container_id not in started, f"{entry.name} was started twice"
+            assert entry.name not in at_work, f"two containers of {entry.name} were at work at a time"
+            started.add(entry.container_id)
+            at_work[entry.name] = entry.container_id
 
     def break_streams(self) -> None:
         """All open streams end as when the engine goes away."""
         with self.changed:
             self.broken_streams += 1
             self.changed.notify_all()
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
 
     def only(self) -> FakeContainer:
         (container,) = self.containers.values()
@@ -138,7 +184,7 @@ class FakeRuntime:
 
     def describe(self) -> rt.EngineInfo:
         self._enter("describe")
-        return rt.EngineInfo(engine_id="engine-1", host="here", version="0", started_at=None)
+        return rt.EngineInfo(engine_id="engine-1", host="here", version="0", now=self._engine.now())
 
     def create(self, name: str, options: Mapping[str, Any]) -> str:
         self._enter("create")
@@ -169,6 +215,9 @@ class FakeRuntime:
         self._enter("follow")
         return self._read(self._get(container_id), on_open)
 
+    def find_began(self) -> datetime | None:
+        return self._engine.began
+
     def find(self, name_or_id: str) -> rt.ContainerState | None:
         self._enter("find")
         with self._engine.changed:
@@ -187,7 +236,8 @@ class FakeRuntime:
             if signal == "SIGKILL":
                 self._engine.finish(container, 137)
             elif not container.program.ignores_sigterm:
-                self._engine.finish(container, 143)
+                self._engine.finish(container, container.program.sigterm_exit_code)
+        self._leave("kill")
         return True
 
     def remove(self, container_id: str) -> None:
@@ -229,7 +279,7 @@ class FakeRuntime:
         self._enter("list_subnets")
         return ["172.30.0.0/16"]
 
-    def run_helper(self, options: Mapping[str, Any], *, limit: timedelta) -> rt.HelperResult:
+    def run_helper(self, name: str, options: Mapping[str, Any], *, limit: timedelta) -> rt.HelperResult:
         self._enter("run_helper")
         return rt.HelperResult(exit_code=0, output="rules set")
 
@@ -269,6 +319,8 @@ class FakeRuntime:
                 engine.changed.wait_for(
                     lambda: len(container.output) > position or container.status == "exited" or broken()
                 )
+                if shut.is_set():
+                    raise rt.StreamBroken("it was broken off")
                 if broken():
                     raise rt.EngineUnavailable("the stream broke")
                 return container.output[position:]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 from services.executor import runtime as rt
 from services.executor.engine import GUARD_AGAIN_SECONDS, EngineMonitor
 from services.executor.network_guard import GuardSettings, NetworkGuard
 from services.executor.tests.fake_runtime import FakeEngine, FakeRuntime
 
-GUARD = NetworkGuard(GuardSettings(instance="test", network="test-tasks", image="app", allow=(), deny=()))
+GUARD = NetworkGuard(
+    GuardSettings(instance="test", executor_id="executor-1", network="test-tasks", image="app", allow=(), deny=())
+)
 
 
 class Clock:
@@ -19,6 +23,18 @@ class Clock:
 
 def make_monitor(engine: FakeEngine, clock: Clock) -> EngineMonitor:
     return EngineMonitor(runtime=FakeRuntime(engine), guard=GUARD, on_change=lambda: None, monotonic=clock)
+
+
+def test_the_engines_time_is_told_between_two_looks_whatever_this_machines_clock_says():
+    engine, clock = FakeEngine(), Clock()
+    engine.ahead = timedelta(hours=1)
+    monitor = make_monitor(engine, clock)
+    monitor.run_once()
+
+    clock.now = 10.0
+
+    ahead = monitor.now() - datetime.now(UTC) - timedelta(seconds=10)
+    assert timedelta(minutes=59) < ahead < timedelta(minutes=61)
 
 
 def test_the_guard_is_set_once_while_the_engine_stays():

@@ -50,9 +50,11 @@ class FakeReporter:
 class FakeStops:
     def __init__(self) -> None:
         self.watched: list[str] = []
+        self.ran_for: timedelta | None = None
 
-    def watch(self, run: HeldRun, *, container_id: str, started_at: datetime) -> None:
+    def watch(self, run: HeldRun, *, container_id: str, ran_for: timedelta) -> None:
         self.watched.append(container_id)
+        self.ran_for = ran_for
 
     def unwatch(self, run: HeldRun) -> None:
         """Nothing to stop."""
@@ -62,9 +64,11 @@ class FakeWatch:
     """Comes up again when `back` is set."""
 
     def __init__(self, engine: FakeEngine) -> None:
-        self.started_at: datetime | None = None
         self.losses = 0
         self._engine = engine
+
+    def now(self) -> datetime:
+        return self._engine.now()
 
     def lost(self, error: rt.EngineUnavailable) -> None:
         self.losses += 1
@@ -106,6 +110,7 @@ class Bench:
     def leave(self, run: HeldRun, *argv: str, **changes: Any) -> FakeContainer:
         """A container of that run that an executor before us made."""
         labels = {
+            rt.LABEL_INSTANCE: self.tools.settings.instance,
             rt.LABEL_RUN: str(run.spec.run_id),
             rt.LABEL_EPOCH: str(run.epoch - 1),
             rt.LABEL_BOOT: "an-earlier-boot",
@@ -535,8 +540,9 @@ def test_an_adopter_sends_only_what_its_predecessor_had_not(bench: Bench, in_thr
 
 def test_an_exit_from_before_the_engine_began_is_no_proof(bench: Bench):
     run = make_run(epoch=2)
-    bench.leave(run, status="exited", exit_code=0, finished_at=datetime.now(UTC) - timedelta(minutes=5))
-    bench.watch.started_at = datetime.now(UTC)
+    earlier = datetime.now(UTC) - timedelta(minutes=5)
+    bench.leave(run, status="exited", exit_code=0, started_at=earlier, finished_at=earlier)
+    bench.engine.began = datetime.now(UTC)
 
     bench.adopt(run)
 
@@ -545,8 +551,9 @@ def test_an_exit_from_before_the_engine_began_is_no_proof(bench: Bench):
 
 def test_an_exit_from_well_after_the_engine_began_is_believed(bench: Bench):
     run = make_run(epoch=2)
-    bench.leave(run, status="exited", exit_code=0, finished_at=datetime.now(UTC))
-    bench.watch.started_at = datetime.now(UTC) - timedelta(minutes=5)
+    now = datetime.now(UTC)
+    bench.leave(run, status="exited", exit_code=0, started_at=now - timedelta(minutes=9), finished_at=now)
+    bench.engine.began = datetime.now(UTC) - timedelta(minutes=5)
 
     bench.adopt(run)
 
@@ -590,6 +597,46 @@ def test_an_exit_that_came_with_the_engines_end_is_no_proof(bench: Bench, in_thr
 
     assert bench.reporter.told.wait(5)
     assert bench.report.outcome.status == "lost"
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(hours=-1)])
+def test_whose_clock_is_off_makes_no_difference_to_an_exit_with_the_engines_end(
+    bench: Bench, in_thread: Any, ahead: timedelta
+):
+    bench.engine.ahead = ahead
+    run = make_run(make_spec(command="sleep", args=["60"]))
+    in_thread(bench.execute, run)
+    wait_until(lambda: bool(bench.stops.watched))
+
+    with bench.engine.changed:
+        bench.engine.down = True
+        bench.engine.finish(bench.engine.only(), 0)
+    bench.engine.break_streams()
+    wait_until(lambda: bench.watch.losses > 0)
+    with bench.engine.changed:
+        bench.engine.down = False
+        bench.engine.changed.notify_all()
+
+    assert bench.reporter.told.wait(5)
+    assert bench.report.outcome.status == "lost"
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(hours=-1)])
+def test_whose_clock_is_off_makes_no_difference_to_an_adopted_runs_time_limit(
+    bench: Bench, in_thread: Any, ahead: timedelta
+):
+    bench.engine.ahead = ahead
+    run = make_run(epoch=2)
+    container = bench.leave(run, "sleep", "60")
+    bench.engine.begin(container)
+
+    in_thread(bench.adopt, run)
+    wait_until(lambda: bool(bench.stops.watched))
+
+    assert bench.stops.ran_for is not None
+    assert timedelta(0) <= bench.stops.ran_for < timedelta(minutes=1)
+    bench.engine.finish(container, 0)
+    assert bench.reporter.told.wait(5)
 
 
 def test_an_engine_that_is_away_is_waited_for(bench: Bench, in_thread: Any):
@@ -672,7 +719,7 @@ def test_an_exit_that_was_seen_is_believed_across_an_engine_restart(tmp_path: Pa
     bench.reporter = FakeReporter()
     bench.tools = replace(bench.tools, reporter=bench.reporter)
 
-    bench.watch.started_at = datetime.now(UTC) + timedelta(seconds=1)
+    bench.engine.began = datetime.now(UTC) + timedelta(seconds=1)
     bench.adopt(make_run(spec, epoch=2))
 
     assert bench.report.outcome.status == "completed"

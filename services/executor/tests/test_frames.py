@@ -28,3 +28,15 @@ def test_frames_come_out_whole_however_the_socket_cuts_them(frames: list[tuple[i
 
     assert got["stdout"] == b"".join(payload for number, payload in frames if number == 1)
     assert got["stderr"] == b"".join(payload for number, payload in frames if number == 2)
+    assert reader.is_between
+
+
+@given(frames=st.lists(st.tuples(st.sampled_from([1, 2]), st.binary(max_size=9)), min_size=1), data=st.data())
+def test_output_that_ends_within_a_frame_is_told_apart(frames: list[tuple[int, bytes]], data: st.DataObject):
+    encoded, reader = encode(frames), FrameReader()
+    ends = {len(encode(frames[:count])) for count in range(len(frames) + 1)}
+    cut = data.draw(st.integers(0, len(encoded)))
+
+    list(reader.feed(encoded[:cut]))
+
+    assert reader.is_between == (cut in ends)

@@ -42,6 +42,7 @@ def package_mirror() -> str:
 def make_settings(**changes: Any) -> GuardSettings:
     values: dict[str, Any] = {
         "instance": "test",
+        "executor_id": "executor-1",
         "network": "test-tasks",
         "image": GUARD_IMAGE,
         "allow": (),
@@ -115,7 +116,7 @@ class Site:
         subnets = self._runtime.list_subnets(container=self.server.id, except_network=self.settings.network)
         assert subnets == [self.control_subnet]
         options = guard_options(self.settings, control_subnets=subnets)
-        result = self._runtime.run_helper(options, limit=timedelta(seconds=60))
+        result = self._runtime.run_helper(f"walls-{uuid.uuid4().hex[:8]}", options, limit=timedelta(seconds=60))
         assert result.exit_code == 0, result.output
 
     def host_addresses(self) -> list[str]:

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.executor.output import CHUNK_BYTES, RESULT_BYTES, TRUNCATION_MARK, Chunk, Output
+from services.executor.output import CHUNK_BYTES, MISSING_MARK, RESULT_BYTES, TRUNCATION_MARK, Chunk, Output
 from services.executor.runtime import Stream
 from services.executor.spec import StoredOutput
 
@@ -123,6 +124,18 @@ def test_an_adopter_past_the_cap_adds_no_second_mark():
     output.append("stdout", b"x" * 100)
 
     assert drain(output) == []
+
+
+@pytest.mark.parametrize("seen", [b"", b"12", b"123456"])
+def test_output_that_the_engine_did_not_give_is_marked_at_its_end(seen: bytes):
+    output = make_output(stored=StoredOutput(next_seq=1, stdout_bytes=4, stderr_bytes=0))
+    output.append("stdout", seen)
+
+    output.begin_follow()
+    output.mark_missing()
+
+    assert join(drain(output), "stdout") == seen[4:] + MISSING_MARK
+    assert output.result == seen + MISSING_MARK
 
 
 def test_the_result_is_the_last_64_kib():

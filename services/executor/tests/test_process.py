@@ -2,126 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
-import urllib.request
 import uuid
-from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
-import docker
-import pika
 import pytest
 
 from libs.common.messages import RunMessage
-from libs.common.topology import DEAD_QUEUE, RUNS_QUEUE, declare_topology
-from services.executor import runtime as rt
-from services.executor.tests.fake_scheduler import TOKEN, FakeScheduler, Row, serve, wait_until
-from services.executor.tests.guard_rules import remove_rules
+from libs.common.topology import DEAD_QUEUE, RUNS_QUEUE
+from services.executor.tests.fake_engine.daemon import FakeDaemon
+from services.executor.tests.fake_runtime import Program
+from services.executor.tests.fake_scheduler import wait_until
+from services.executor.tests.stand import ROOT, Stand, ends, read, read_status
 
 pytestmark = pytest.mark.component
 
-ROOT = Path(__file__).parents[3]
-START_SECONDS = 30.0
-INSTANCE = f"process-{uuid.uuid4().hex[:8]}"
 COUNTING = "i=0; while [ $i -lt 40 ]; do echo line $i; echo e$i >&2; sleep 0.1; i=$((i+1)); done; printf end"
-
-
-class Stand:
-    """A broker, a scheduler, and executors that come and go."""
-
-    def __init__(self, broker_url: str, engine: docker.DockerClient) -> None:
-        self.scheduler = FakeScheduler()
-        self.engine = engine
-        self.instance = INSTANCE
-        self._broker_url = broker_url
-        self._server: ThreadingHTTPServer
-        self._server, self._url = serve(self.scheduler)
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._connection = pika.BlockingConnection(pika.URLParameters(broker_url))
-        self.channel: Any = self._connection.channel()
-        declare_topology(self.channel)
-        self.channel.queue_purge(RUNS_QUEUE)
-        self.channel.queue_purge(DEAD_QUEUE)
-
-    def start(self, executor_id: str = "executor-1", **changes: str) -> tuple[subprocess.Popen[bytes], int]:
-        """A running executor that has synced, and the port of its health."""
-        port = _free_port()
-        environment = os.environ | {
-            "BROKER_URL": self._broker_url,
-            "SCHEDULER_URL": self._url,
-            "INTERNAL_TOKEN": TOKEN,
-            "INSTANCE": self.instance,
-            "EXECUTOR_ID": executor_id,
-            "EXECUTOR_SLOTS": "3",
-            "EXECUTOR_STOP_GRACE_SECONDS": "0.5",
-            "HEALTH_PORT": str(port),
-        }
-        process = subprocess.Popen(
-            [sys.executable, "-m", "services.executor"], cwd=ROOT, env=environment | changes
-        )
-        self._processes.append(process)
-        wait_until(lambda: read_status(port, "/readyz") == 200, START_SECONDS, "being ready")
-        return process, port
-
-    def add(self, *argv: str, **changes: Any) -> Row:
-        """A run that waits on the queue."""
-        row = self.scheduler.add(command=argv[0], args=list(argv[1:]), **changes)
-        self.publish(row)
-        return row
-
-    def publish(self, row: Row) -> None:
-        message = RunMessage(run_id=uuid.UUID(row.task["runId"]), task_id=uuid.UUID(row.task["taskId"]))
-        self.publish_body(message.encode())
-
-    def publish_body(self, body: bytes) -> None:
-        self.channel.basic_publish("", RUNS_QUEUE, body, pika.BasicProperties(delivery_mode=2))
-
-    def count(self, queue: str) -> int:
-        """Messages that wait in it."""
-        count: int = self.channel.queue_declare(queue, passive=True).method.message_count
-        return count
-
-    def containers(self) -> list[Any]:
-        labels = [f"{rt.LABEL_INSTANCE}={self.instance}", rt.LABEL_RUN]
-        found: list[Any] = self.engine.containers.list(all=True, filters={"label": labels}, ignore_removed=True)
-        return found
-
-    def wait_started(self, *rows: Row) -> None:
-        self.scheduler.wait(lambda: all(row.started for row in rows))
-
-    def close(self) -> None:
-        for process in self._processes:
-            process.kill()
-            process.wait()
-        for container in self.containers():
-            # A removal that the executor had asked for may be under way.
-            with contextlib.suppress(docker.errors.NotFound, docker.errors.APIError):
-                container.remove(force=True)
-        wait_until(lambda: self.containers() == [], what="removing the containers")
-        self._server.shutdown()
-        self._connection.close()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _network(engine: docker.DockerClient) -> Iterator[None]:
-    yield
-    for network in engine.networks.list(names=[f"{INSTANCE}-tasks"]):
-        network.remove()
-    remove_rules(engine, INSTANCE)
-
-
-@pytest.fixture
-def stand(broker_url: str, engine: docker.DockerClient) -> Iterator[Stand]:
-    stand = Stand(broker_url, engine)
-    yield stand
-    stand.close()
 
 
 def test_runs_end_each_in_their_own_way(stand: Stand):
@@ -142,11 +41,11 @@ def test_runs_end_each_in_their_own_way(stand: Stand):
 
     assert hello.result == b"a b ; && $(id)\n"
     assert environment.result == value.encode()
-    assert _ends(fails) == ("failed", "exit_nonzero", 3)
-    assert _ends(missing) == ("failed", "invalid_command", 127)
-    assert _ends(hungry) == ("failed", "oom_killed", 137)
-    assert _ends(slow) == ("failed", "timeout", 143)
-    assert _ends(egress) == ("completed", None, 0)
+    assert ends(fails) == ("failed", "exit_nonzero", 3)
+    assert ends(missing) == ("failed", "invalid_command", 127)
+    assert ends(hungry) == ("failed", "oom_killed", 137)
+    assert ends(slow) == ("failed", "timeout", 143)
+    assert ends(egress) == ("completed", None, 0)
     assert binary.output("stdout") == binary.output("stderr")
     assert len(binary.output("stdout")) == 100_000
     assert binary.result == binary.output("stdout")[-65536:]
@@ -171,7 +70,7 @@ def test_a_killed_executor_adopts_its_running_containers(stand: Stand):
     lines = "".join(f"line {number}\n" for number in range(40)) + "end"
     assert counting.output("stdout") == counting.result == lines.encode()
     assert counting.output("stderr") == "".join(f"e{number}\n" for number in range(40)).encode()
-    assert _ends(ends_meanwhile) == ("failed", "exit_nonzero", 4)
+    assert ends(ends_meanwhile) == ("failed", "exit_nonzero", 4)
     assert ends_meanwhile.output("stdout") == b"bye"
     for row in (counting, ends_meanwhile):
         assert row.finished is not None
@@ -215,7 +114,7 @@ def test_a_stop_reaches_a_running_container_within_two_seconds(stand: Stand):
     row.stop = True
     stand.scheduler.wait_finished(row, 2.5)
 
-    assert _ends(row) == ("cancelled", None, 143)
+    assert ends(row) == ("cancelled", None, 143)
 
 
 def test_a_scheduler_that_is_away_loses_nothing(stand: Stand):
@@ -249,7 +148,7 @@ def test_an_end_that_was_seen_outlives_its_executor_and_its_container(stand: Sta
     stand.scheduler.adoptions.append(row.task["runId"])
     stand.scheduler.wait_finished(row)
 
-    assert _ends(row) == ("failed", "exit_nonzero", 5)
+    assert ends(row) == ("failed", "exit_nonzero", 5)
     assert row.output("stdout") == row.result == b"begin\nend\n"
     assert row.output("stderr") == b"why\n"
     wait_until(lambda: list(tmp_path.iterdir()) == [], what="forgetting the report")
@@ -300,7 +199,7 @@ def test_messages_that_cannot_be_read_are_dead_letters_and_claims_of_unknown_run
     stand.scheduler.wait_finished(row)
     wait_until(lambda: stand.count(DEAD_QUEUE) == len(unreadable))
     assert stand.count(RUNS_QUEUE) == 0
-    metrics = _read(port, "/metrics")
+    metrics = read(port, "/metrics")
     assert "taskrunner_executor_dead_lettered_total 3.0" in metrics
     assert 'taskrunner_executor_claims_refused_total{reason="unknown"} 1.0' in metrics
 
@@ -319,13 +218,36 @@ def test_health_and_metrics_are_served(stand: Stand):
     _, port = stand.start()
     stand.scheduler.wait_finished(stand.add("true"))
 
-    metrics = _read(port, "/metrics")
+    metrics = read(port, "/metrics")
 
     assert read_status(port, "/livez") == 200
     assert "taskrunner_executor_slots 3.0" in metrics
     assert 'taskrunner_executor_runs_total{outcome="completed",reason=""} 1.0' in metrics
     for phase in ("create", "start", "run"):
         assert f'taskrunner_executor_phase_duration_seconds_count{{phase="{phase}"}} 1.0' in metrics
+
+
+def test_an_engine_that_is_away_is_told_and_gets_nothing_new(stand: Stand, tmp_path: Path):
+    daemon = FakeDaemon(tmp_path / "docker.sock")
+    daemon.engine.images.add("taskrunner:dev")
+    daemon.engine.programs["wait",] = Program(runs_on=True)
+    _, port = stand.start(DOCKER_HOST=daemon.docker_host)
+    row = stand.add("wait")
+    stand.wait_started(row)
+
+    daemon.down()
+    wait_until(lambda: read_status(port, "/readyz") == 503, what="saying that it isn't ready")
+    waiting = stand.add("true")
+    assert read_status(port, "/livez") == 200
+    assert (row.finished, waiting.status) == (None, "queued")
+
+    daemon.up()
+    stand.scheduler.wait_finished(waiting)
+    assert read_status(port, "/readyz") == 200
+    daemon.engine.finish(next(iter(daemon.engine.containers.values())), 3)
+    assert stand.scheduler.wait_finished(row)["exitCode"] == 3
+    daemon.engine.check_journal()
+    daemon.down()
 
 
 def test_a_missing_setting_is_named_at_the_start():
@@ -343,30 +265,3 @@ def test_a_missing_setting_is_named_at_the_start():
     assert ended.returncode != 0
     assert len(ended.stderr.splitlines()) == 1
     assert b"BROKER_URL" in ended.stderr
-
-
-def read_status(port: int, path: str) -> int:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
-        return 0
-
-
-def _read(port: int, path: str) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-        text: str = answer.read().decode()
-        return text
-
-
-def _ends(row: Row) -> tuple[str, str | None, int | None]:
-    assert row.finished is not None
-    return row.finished["outcome"], row.finished["reason"], row.finished["exitCode"]
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import docker
 import pytest
 
+from libs.common.clock import utc_now
 from services.executor import runtime as rt
 from services.executor.docker_runtime import DockerRuntime
 from services.executor.reaper import (
@@ -15,6 +17,7 @@ from services.executor.reaper import (
     GRACE_SECONDS,
     IDLE_INTERVAL_SECONDS,
     STOPPING_INTERVAL_SECONDS,
+    STREAM_SECONDS,
     Reaper,
 )
 from services.executor.tests.fake_runtime import FakeContainer, FakeEngine, FakeRuntime, Program
@@ -31,9 +34,13 @@ class FakeQuestions:
         self.live: set[str] = set()
         self.away = False
         self.asked: set[str] = set()
+        self.broken: list[str] = []
 
     def holds(self, run_id: str) -> bool:
         return run_id in self.held
+
+    def break_stream(self, run_id: str) -> None:
+        self.broken.append(run_id)
 
     def ask_live(self, run_id: str) -> bool | None:
         if run_id not in self.asked or self.away:
@@ -68,7 +75,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def reaper(engine: FakeEngine, questions: FakeQuestions, clock: Clock) -> Reaper:
-    return Reaper(runtime=FakeRuntime(engine), sync=questions, instance="test", monotonic=clock)
+    return Reaper(runtime=FakeRuntime(engine), sync=questions, instance="test", now=utc_now, monotonic=clock)
 
 
 def leave(
@@ -159,6 +166,39 @@ def test_an_engine_that_refuses_a_signal_is_asked_again(reaper, engine, clock):
     assert look(reaper) == 1
 
     assert container.signals == ["SIGKILL"]
+
+
+def test_a_container_that_the_engine_is_stuck_with_keeps_no_other_from_being_removed(reaper, engine):
+    stuck = leave(engine)
+    leave(engine, run_id="6f1c1c0e-4b0e-4f0e-8a1e-0a4b6f1c1c0f")
+    remove = reaper._runtime.remove
+
+    def remove_but_one(container_id: str) -> None:
+        if container_id == stuck.container_id:
+            raise rt.EngineUnavailable("timed out")
+        remove(container_id)
+
+    reaper._runtime.remove = remove_but_one
+    for _ in range(4):
+        with contextlib.suppress(rt.EngineUnavailable):
+            reaper.run_once()
+
+    assert list(engine.containers) == [stuck.container_id]
+
+
+def test_a_run_that_waits_for_output_of_what_ended_long_ago_is_told_to_look(reaper, engine, questions, clock):
+    leave(engine, status="exited")
+    questions.held.add(RUN_ID)
+
+    reaper.run_once()
+    clock.now = STREAM_SECONDS - 1
+    reaper.run_once()
+    assert questions.broken == []
+    clock.now = STREAM_SECONDS
+    reaper.run_once()
+    reaper.run_once()
+
+    assert questions.broken == [RUN_ID]
 
 
 def test_a_young_container_is_nobodys_leftover_yet(reaper, engine, questions):

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
 from services.executor import runtime as rt
+from services.executor import stopper as stopper_module
 from services.executor.stopper import KILL_AGAIN_SECONDS, Stopper, decide_step
 from services.executor.tests.builders import make_run, make_spec
 from services.executor.tests.fake_runtime import FakeContainer, FakeEngine, FakeRuntime, Program
@@ -48,13 +49,13 @@ def begin(engine: FakeEngine, program: Program) -> FakeContainer:
 
 def watch(stopper: Stopper, container: FakeContainer, *, age: timedelta = timedelta(0), **changes):
     run = make_run(make_spec(**changes))
-    stopper.watch(run, container_id=container.container_id, started_at=datetime.now(UTC) - age)
+    stopper.watch(run, container_id=container.container_id, ran_for=age)
     return run
 
 
 def test_a_run_within_its_limit_gets_no_signal():
     engine = FakeEngine()
-    stopper = Stopper(FakeRuntime(engine))
+    stopper = Stopper(open_runtime=lambda: FakeRuntime(engine), spawn=lambda send: send())
     container = begin(engine, Program(runs_on=True))
     watch(stopper, container, timeoutSeconds=30)
 
@@ -66,7 +67,7 @@ def test_a_run_within_its_limit_gets_no_signal():
 
 def test_the_limit_counts_from_the_start_also_for_an_adopter():
     engine = FakeEngine()
-    stopper = Stopper(FakeRuntime(engine))
+    stopper = Stopper(open_runtime=lambda: FakeRuntime(engine), spawn=lambda send: send())
     container = begin(engine, Program(runs_on=True))
     run = watch(stopper, container, timeoutSeconds=30, age=timedelta(seconds=31))
 
@@ -78,7 +79,7 @@ def test_the_limit_counts_from_the_start_also_for_an_adopter():
 
 def test_sigkill_follows_when_the_grace_is_over():
     engine = FakeEngine()
-    stopper = Stopper(FakeRuntime(engine))
+    stopper = Stopper(open_runtime=lambda: FakeRuntime(engine), spawn=lambda send: send())
     container = begin(engine, Program(runs_on=True, ignores_sigterm=True))
     run = watch(stopper, container, stopGraceSeconds=0)
     run.ask_stop("cancelled")
@@ -92,7 +93,7 @@ def test_sigkill_follows_when_the_grace_is_over():
 
 def test_a_run_that_ended_by_itself_was_not_stopped():
     engine = FakeEngine()
-    stopper = Stopper(FakeRuntime(engine))
+    stopper = Stopper(open_runtime=lambda: FakeRuntime(engine), spawn=lambda send: send())
     container = begin(engine, Program())
     run = watch(stopper, container, timeoutSeconds=1, age=timedelta(seconds=5))
 
@@ -103,7 +104,7 @@ def test_a_run_that_ended_by_itself_was_not_stopped():
 
 def test_an_engine_that_is_away_gets_the_signal_later():
     engine = FakeEngine()
-    stopper = Stopper(FakeRuntime(engine))
+    stopper = Stopper(open_runtime=lambda: FakeRuntime(engine), spawn=lambda send: send())
     container = begin(engine, Program(runs_on=True))
     run = watch(stopper, container)
     run.ask_stop("cancelled")
@@ -117,9 +118,36 @@ def test_an_engine_that_is_away_gets_the_signal_later():
     assert container.signals == ["SIGTERM"]
 
 
+def test_a_signal_whose_answer_was_lost_is_why_the_run_ends():
+    engine = FakeEngine()
+    stopper = Stopper(open_runtime=lambda: FakeRuntime(engine), spawn=lambda send: send())
+    container = begin(engine, Program(runs_on=True))
+    run = watch(stopper, container, timeoutSeconds=30, age=timedelta(seconds=31))
+    engine.after["kill"] = rt.EngineUnavailable("reset")
+
+    stopper.run_once()
+
+    assert container.signals == ["SIGTERM"]
+    assert run.stopped_for == "timeout"
+
+
+def test_an_engine_that_never_says_that_it_sent_sigterm_is_told_to_kill(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stopper_module, "RETRY_SECONDS", 0.0)
+    engine = FakeEngine()
+    stopper = Stopper(open_runtime=lambda: FakeRuntime(engine), spawn=lambda send: send())
+    container = begin(engine, Program(runs_on=True, ignores_sigterm=True))
+    watch(stopper, container, stopGraceSeconds=0).ask_stop("cancelled")
+
+    for _ in range(2):
+        engine.after["kill"] = rt.EngineUnavailable("reset")
+        stopper.run_once()
+
+    assert container.signals == ["SIGTERM", "SIGTERM", "SIGKILL"]
+
+
 def test_a_run_that_is_no_longer_watched_gets_no_signal():
     engine = FakeEngine()
-    stopper = Stopper(FakeRuntime(engine))
+    stopper = Stopper(open_runtime=lambda: FakeRuntime(engine), spawn=lambda send: send())
     container = begin(engine, Program(runs_on=True))
     run = watch(stopper, container)
     run.ask_stop("cancelled")
@@ -132,7 +160,7 @@ def test_a_run_that_is_no_longer_watched_gets_no_signal():
 
 def test_a_released_run_gets_no_signal():
     engine = FakeEngine()
-    stopper = Stopper(FakeRuntime(engine))
+    stopper = Stopper(open_runtime=lambda: FakeRuntime(engine), spawn=lambda send: send())
     container = begin(engine, Program(runs_on=True))
     run = watch(stopper, container)
     run.ask_stop("cancelled")

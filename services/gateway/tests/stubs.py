@@ -205,11 +205,22 @@ def stub_services(tokens: TokenMaker) -> Iterator[StubServices]:
 @contextmanager
 def running_gateway(services: StubServices, redis_url: str, **settings: str) -> Iterator[str]:
     """The real gateway under the real gunicorn with its real settings; its URL."""
+    process, url = start_gateway(services, redis_url, **settings)
+    try:
+        yield url
+    finally:
+        # At once; an orderly stop would wait for what the tests left under way.
+        process.send_signal(signal.SIGQUIT)
+        process.wait(timeout=30)
+
+
+def start_gateway(services: StubServices, redis_url: str, **settings: str) -> tuple[subprocess.Popen[bytes], str]:
+    """Its process, for whoever stops it, and its URL."""
     port = free_port()
     environment = {
         "PATH": os.environ["PATH"],
         "BIND_PORT": str(port),
-        "WEB_WORKER": "gevent",
+        "WEB_WORKER": "services.gateway.worker.Worker",
         "USERS_URL": services.url,
         "SCHEDULER_URL": services.url,
         "SCHEDULER_LOOPS_URL": services.url,
@@ -230,11 +241,10 @@ def running_gateway(services: StubServices, redis_url: str, **settings: str) -> 
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until(lambda: _is_alive(process, url), seconds=START_SECONDS)
-        yield url
-    finally:
-        # An orderly stop would wait for the tests' idle connections.
-        process.send_signal(signal.SIGQUIT)
-        process.wait(timeout=30)
+    except BaseException:
+        process.kill()
+        raise
+    return process, url
 
 
 def _is_alive(process: subprocess.Popen[bytes], url: str) -> bool:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
 
-from libs.common.errors import BadGateway, GatewayTimeout
+from libs.common.errors import BadGateway, GatewayTimeout, Unavailable
 from services.gateway import upstream as upstream_module
-from services.gateway.tests.stubs import StubHandler, StubServices
+from services.gateway.tests.stubs import StubHandler, StubServices, Switch
 from services.gateway.upstream import Call, Upstream
 
 pytestmark = pytest.mark.component
@@ -76,3 +79,56 @@ def test_an_answer_that_should_be_json_and_is_not_is_a_502(
 
     with pytest.raises(BadGateway):
         upstream.fetch_json(Call("GET", "/readyz"))
+
+
+@pytest.fixture
+def restarted(services: StubServices) -> Iterator[Switch]:
+    """A way to the services on which nobody answers until it is connected."""
+    parts = urlsplit(services.url)
+    switch = Switch(str(parts.hostname), parts.port or 80)
+    yield switch
+    switch.cut()
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+    """What happens in each pause of a request that waits; an empty list when it mustn't wait any more."""
+    events: list[Callable[[], object]] = []
+    sleep = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: events.pop(0)())
+    monkeypatch.setattr(upstream_module, "time", sleep)
+    return events
+
+
+def open_upstream(switch: Switch, **options: float) -> Upstream:
+    return Upstream("scheduler", f"http://127.0.0.1:{switch.port}", connections=4, **options)
+
+
+def test_a_request_waits_for_a_service_that_is_just_being_restarted(
+    services: StubServices, restarted: Switch, pauses: list[Callable[[], object]]
+):
+    upstream = open_upstream(restarted)
+    pauses += [int, int, restarted.connect]
+
+    response = upstream.send(Call("POST", "/api/tasks/", body=b"{}"))
+
+    assert response.read()
+    assert len(services.to("/api/tasks/")) == 1
+
+
+def test_a_service_that_is_away_for_longer_keeps_nobody_waiting(
+    services: StubServices, restarted: Switch, pauses: list[Callable[[], object]]
+):
+    upstream = open_upstream(restarted, patience_seconds=0.0)
+
+    with pytest.raises(Unavailable):
+        upstream.send(Call("GET", "/api/tasks/1"))
+
+    restarted.connect()
+    fetch(upstream)
+
+
+def test_who_asks_whether_a_service_is_there_is_told_at_once(
+    restarted: Switch, pauses: list[Callable[[], object]]
+):
+    with pytest.raises(Unavailable):
+        open_upstream(restarted).fetch_json(Call("GET", "/readyz"), is_patient=False)

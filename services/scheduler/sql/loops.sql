@@ -52,13 +52,20 @@ UPDATE scheduler.runs r
            FOR NO KEY UPDATE SKIP LOCKED) unclaimed
  WHERE r.id = unclaimed.id
 
+-- name: leave_to_others
+UPDATE scheduler.runs
+   SET next_publish_at = now()
+ WHERE id = ANY (%(run_ids)s) AND status = 'queued'
+
 -- name: take_runs_to_publish
 -- Their next time is moved at once, so that other replicas leave them alone.
 UPDATE scheduler.runs r
    SET next_publish_at = now() + %(publish_within)s
   FROM (SELECT id
           FROM scheduler.runs
-         WHERE status = 'queued' AND next_publish_at <= now()
+         WHERE status = 'queued'
+           AND (next_publish_at <= now()
+                OR published_at <= now() - %(claim_within)s::interval * power(2, publish_count - 1))
          ORDER BY next_publish_at
          LIMIT %(limit)s
            FOR NO KEY UPDATE SKIP LOCKED) due

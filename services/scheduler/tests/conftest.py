@@ -66,9 +66,17 @@ class FakePublisher:
     """A broker that takes everything, or nothing."""
 
     def __init__(self) -> None:
-        self.is_ready = True
+        self.is_there = True
         self.confirms = True
+        # Messages that nobody has taken from it yet.
+        self.waiting = 1
         self.sent: list[str] = []
+
+    def answers(self, *, timeout_seconds):
+        return self.is_there
+
+    def count(self, queue_name, *, timeout_seconds):
+        return self.waiting if self.is_there else None
 
     def publish(self, outgoing, *, timeout_seconds):
         self.sent += [entry.id for entry in outgoing]

@@ -28,12 +28,16 @@ class PublisherDied(Exception):
 class Broker:
     """`fate` is that of the next publish; `meanwhile` happens before its caller hears of the confirms."""
 
-    is_ready = True
-
     def __init__(self) -> None:
         self.queue: list[UUID] = []
         self.fate = Fate.TAKEN
         self.meanwhile: Callable[[], object] = lambda: None
+
+    def answers(self, *, timeout_seconds: float) -> bool:
+        return True
+
+    def count(self, queue_name: str, *, timeout_seconds: float) -> int | None:
+        return len(self.queue)
 
     def publish(self, outgoing: Sequence[Outgoing], *, timeout_seconds: float) -> set[str]:
         if self.fate == Fate.PUBLISHER_DIES_BEFORE:
