@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -46,7 +47,6 @@ connection.close()
 print(json.dumps(len(runs)))
 """
 )
-_SCRIPT_TRIES = 5
 # More than a daemon gives the containers that it stops.
 _STOP_SECONDS = 25
 _BACK_SECONDS = 60.0
@@ -158,8 +158,10 @@ class Chaos:
     def _run_script(self, engine: docker.DockerClient, script: str) -> int:
         """What the script prints. The broker or the container itself may be away just now: then again."""
         failure = ""
-        for attempt in range(_SCRIPT_TRIES * REPLICAS["scheduler-loops"]):
-            replica = attempt % REPLICAS["scheduler-loops"]
+        deadline = time.monotonic() + _BACK_SECONDS
+        for replica in itertools.cycle(range(REPLICAS["scheduler-loops"])):
+            if time.monotonic() > deadline:
+                break
             container = engine.containers.get(self._containers["scheduler-loops", replica])
             try:
                 result = container.exec_run(["python3", "-c", script])
