@@ -19,6 +19,7 @@ from docker.models.containers import Container
 
 from tests.faults.oracle import NANOSECONDS
 from tests.faults.plan import COMPOSED, ENGINE, REPLICAS, Fault
+from tests.faults.probes import is_there
 from tests.integration.polling import wait_until
 from tests.integration.stack import Stack
 
@@ -116,7 +117,8 @@ class Chaos:
             try:
                 container = engine.containers.get(self._containers[key])
                 if fault.seconds:
-                    _wait_until_back(container)
+                    what = f"{fault.service} was back"
+                    wait_until(lambda: is_there(container), what=what, seconds=_BACK_SECONDS, every=0.5)
                     began = datetime.now(UTC)
                 detail = self._act(engine, container, fault) or 0
             except (DockerException, OSError, AssertionError, ValueError) as failure:
@@ -189,22 +191,6 @@ def list_replicas(stack: Stack, service: str) -> Sequence[Container]:
     """The containers that play the part of a service, always in the same order."""
     found = [each for name in COMPOSED.get(service, (service,)) for each in stack.containers(name)]
     return sorted(found, key=lambda container: container.name or "")
-
-
-def _wait_until_back(container: Container) -> None:
-    """By the part's own health check; one without any is left alone for long enough by the plan."""
-    check = container.attrs["Config"].get("Healthcheck", {}).get("Test", ["NONE"])
-    if check[0] != "CMD":
-        return
-
-    def is_back() -> bool:
-        try:
-            answered: int = container.exec_run(check[1:]).exit_code
-        except APIError:
-            return False
-        return answered == 0
-
-    wait_until(is_back, what=f"{container.name} was back", seconds=_BACK_SECONDS, every=0.3)
 
 
 def _pause(container: Container, seconds: float) -> None:
