@@ -2,8 +2,8 @@
 
 BIND_PORT            the port to listen on, required
 WEB_CONCURRENCY      worker processes, default 1: each costs some 60 MB
-WEB_WORKER           one with threads, or the gateway's, on gevent, for a service that strangers reach: there a slow
-                     client costs next to nothing, while it would keep a thread, and even their main loop, waiting
+WEB_WORKER           one with threads, or the gateway's, on gevent, for a service that strangers reach: there a
+                     slow client costs next to nothing, while it would keep a thread, and even their loop, waiting
 WEB_THREADS          threads in each worker that has threads, default 16
 """
 

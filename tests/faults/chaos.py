@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -18,6 +19,7 @@ from docker.models.containers import Container
 
 from tests.faults.oracle import NANOSECONDS
 from tests.faults.plan import COMPOSED, ENGINE, REPLICAS, Fault
+from tests.faults.probes import is_there
 from tests.integration.polling import wait_until
 from tests.integration.stack import Stack
 
@@ -46,7 +48,6 @@ connection.close()
 print(json.dumps(len(runs)))
 """
 )
-_SCRIPT_TRIES = 5
 # More than a daemon gives the containers that it stops.
 _STOP_SECONDS = 25
 _BACK_SECONDS = 60.0
@@ -116,7 +117,8 @@ class Chaos:
             try:
                 container = engine.containers.get(self._containers[key])
                 if fault.seconds:
-                    _wait_until_back(container)
+                    what = f"{fault.service} was back"
+                    wait_until(lambda: is_there(container), what=what, seconds=_BACK_SECONDS, every=0.5)
                     began = datetime.now(UTC)
                 detail = self._act(engine, container, fault) or 0
             except (DockerException, OSError, AssertionError, ValueError) as failure:
@@ -158,8 +160,10 @@ class Chaos:
     def _run_script(self, engine: docker.DockerClient, script: str) -> int:
         """What the script prints. The broker or the container itself may be away just now: then again."""
         failure = ""
-        for attempt in range(_SCRIPT_TRIES * REPLICAS["scheduler-loops"]):
-            replica = attempt % REPLICAS["scheduler-loops"]
+        deadline = time.monotonic() + _BACK_SECONDS
+        for replica in itertools.cycle(range(REPLICAS["scheduler-loops"])):
+            if time.monotonic() > deadline:
+                break
             container = engine.containers.get(self._containers["scheduler-loops", replica])
             try:
                 result = container.exec_run(["python3", "-c", script])
@@ -187,22 +191,6 @@ def list_replicas(stack: Stack, service: str) -> Sequence[Container]:
     """The containers that play the part of a service, always in the same order."""
     found = [each for name in COMPOSED.get(service, (service,)) for each in stack.containers(name)]
     return sorted(found, key=lambda container: container.name or "")
-
-
-def _wait_until_back(container: Container) -> None:
-    """By the part's own health check; one without any is left alone for long enough by the plan."""
-    check = container.attrs["Config"].get("Healthcheck", {}).get("Test", ["NONE"])
-    if check[0] != "CMD":
-        return
-
-    def is_back() -> bool:
-        try:
-            answered: int = container.exec_run(check[1:]).exit_code
-        except APIError:
-            return False
-        return answered == 0
-
-    wait_until(is_back, what=f"{container.name} was back", seconds=_BACK_SECONDS, every=0.3)
 
 
 def _pause(container: Container, seconds: float) -> None:

@@ -13,6 +13,8 @@ import requests
 from docker.models.containers import Container
 
 from tests.faults.balancer import Balancer
+from tests.faults.chaos import list_replicas
+from tests.faults.probes import is_there
 from tests.faults.work import Client
 from tests.integration.client import User, shell, sign_up
 from tests.integration.polling import wait_until
@@ -22,6 +24,7 @@ pytestmark = pytest.mark.faults
 
 CLIENTS = 4
 SERVED = ("scheduler", "users")
+LOOPS = ("scheduler-loops", "executor")
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +87,12 @@ class Load:
                 self.client.call("GET", "/api/tasks/?limit=1")
 
 
-@pytest.mark.parametrize("service", [*SERVED, "scheduler-loops", "executor"])
+@pytest.mark.parametrize("service", [*SERVED, *LOOPS])
 def test_no_request_fails_while_a_service_is_restarted_one_by_one(
     stack: Stack, user: User, two_of_each: None, service: str
 ):
     with Load(stack.url, user) as load:
-        for container in stack.containers(service):
+        for container in list_replicas(stack, service):
             container.restart(timeout=40)
             wait_until(lambda: _all_answer(stack), what=f"{container.name} was back", seconds=40.0, every=0.5)
 
@@ -132,10 +135,4 @@ def _is_alive(port: int) -> bool:
 
 
 def _all_answer(stack: Stack) -> bool:
-    """By each container's own probe, asked now."""
-    ports = {"scheduler": 8002, "users": 8001, "scheduler-loops": 8004, "executor": 8003}
-    return all(
-        container.exec_run(["python3", "-I", "-S", "deploy/healthcheck.py", str(port)]).exit_code == 0
-        for service, port in ports.items()
-        for container in stack.containers(service)
-    )
+    return all(is_there(each) for service in (*SERVED, *LOOPS) for each in list_replicas(stack, service))
