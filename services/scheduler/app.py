@@ -13,8 +13,10 @@ from libs.common.logs import configure_logs
 from libs.common.openapi import create_api
 from libs.common.postgres import Pool, open_pool
 from libs.common.tokens import JwksKeys, KeySource, TokenVerifier
-from services.scheduler import internal_routes, presence, routes
+from services.scheduler import bulk_routes, internal_routes, presence, routes
+from services.scheduler.bulk import BulkTasks
 from services.scheduler.config import HttpConfig, read_http_config
+from services.scheduler.lists import TaskLists
 from services.scheduler.presence import Presence
 from services.scheduler.sync import ExecutorSync, SyncConfig
 from services.scheduler.tasks import OperatorLimits, Tasks
@@ -68,7 +70,10 @@ def build_app(
         ],
     )
     api = create_api(app, title="Task Runner: tasks")
+    lists = TaskLists(pool=pool, tasks=tasks)
+    bulk = BulkTasks(pool=pool, tasks=tasks)
     api.register_blueprint(routes.create_routes(tasks=tasks, verifier=verifier))
+    api.register_blueprint(bulk_routes.create_bulk_routes(lists=lists, bulk=bulk, verifier=verifier))
     app.register_blueprint(
         internal_routes.create_internal_routes(executor_sync=executor_sync, token=config.internal_token)
     )

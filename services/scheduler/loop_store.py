@@ -107,8 +107,3 @@ def cancel_waiting_tasks_of(connection: Connection, user_ids: Collection[UUID], 
 def forget_executors(connection: Connection, *, silence: timedelta) -> int:
     """Drop executors that went away for good. Returns how many."""
     return connection.execute(QUERIES["forget_executors"], {"silence": silence}).rowcount
-
-
-def count_tasks(connection: Connection) -> dict[str, int]:
-    """How many tasks there are of each status that isn't terminal."""
-    return {row["status"]: row["count"] for row in connection.execute(QUERIES["count_tasks"])}

@@ -10,14 +10,14 @@ from flask import Response, g, request
 
 from libs.common.errors import NotFound
 from libs.common.openapi import ApiBlueprint
-from libs.common.paging import Page
 from libs.common.tokens import Identity, TokenVerifier, require_identity
+from services.scheduler.creations import REPLAYED_HEADERS, read_once, to_answer, to_response
+from services.scheduler.idempotency import Answer
 from services.scheduler.schemas import (
+    IdempotencySchema,
     LogQuerySchema,
     NewTaskSchema,
     RunsSchema,
-    TaskPageSchema,
-    TaskQuerySchema,
     TaskSchema,
     parse_id,
 )
@@ -25,6 +25,9 @@ from services.scheduler.tasks import Tasks
 
 _TASK_ID = [{"name": "task_id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}]
 _SECURITY: list[dict[str, list[str]]] = [{"bearer": []}]
+_CREATED = {"Location": {"schema": {"type": "string"}, "description": "The new task."}, **REPLAYED_HEADERS}
+
+_TASK = TaskSchema()
 
 
 def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:
@@ -35,20 +38,13 @@ def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:
 
     @routes.post("/api/tasks/")
     @routes.doc(security=_SECURITY, operationId="createTask")
+    @routes.arguments(IdempotencySchema(), location="headers")
     @routes.arguments(NewTaskSchema())
-    @routes.response(201, TaskSchema)
-    def create_task(fields: dict[str, Any]) -> tuple[dict[str, Any], int, dict[str, str]]:
+    @routes.response(201, TaskSchema, headers=_CREATED)
+    def create_task(headers: dict[str, Any], fields: dict[str, Any]) -> Response:
         """Create a task"""
-        task = tasks.create(g.identity, fields, request_id=g.request_id)
-        return task, 201, {"Location": f"/api/tasks/{task['id']}"}
-
-    @routes.get("/api/tasks/")
-    @routes.doc(security=_SECURITY, operationId="listTasks")
-    @routes.arguments(TaskQuerySchema(), location="query")
-    @routes.response(200, TaskPageSchema)
-    def list_tasks(query: dict[str, Any]) -> Page:
-        """List tasks, newest first: one's own; for an admin everybody's"""
-        return tasks.list_page(g.identity, query)
+        once = read_once(g.identity, headers, _answer_task)
+        return to_response(tasks.create(g.identity, fields, request_id=g.request_id, once=once))
 
     @routes.get("/api/tasks/<task_id>", parameters=_TASK_ID)
     @routes.doc(security=_SECURITY, operationId="getTask")
@@ -72,6 +68,15 @@ def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:
         """Stop a task and keep it"""
         task, is_changed = tasks.cancel(g.identity, _task_id(task_id))
         return task, 202 if is_changed else 200
+
+    @routes.post("/api/tasks/<task_id>/rerun", parameters=_TASK_ID)
+    @routes.doc(security=_SECURITY, operationId="rerunTask")
+    @routes.arguments(IdempotencySchema(), location="headers")
+    @routes.response(201, TaskSchema, headers=_CREATED)
+    def rerun_task(headers: dict[str, Any], task_id: str) -> Response:
+        """Create a new task with the definition of this one, due now"""
+        once = read_once(g.identity, headers, _answer_task)
+        return to_response(tasks.rerun(g.identity, _task_id(task_id), request_id=g.request_id, once=once))
 
     @routes.get("/api/tasks/<task_id>/runs", parameters=_TASK_ID)
     @routes.doc(security=_SECURITY, operationId="listRuns")
@@ -103,6 +108,11 @@ def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:
         g.identity = identify()
 
     return routes
+
+
+def _answer_task(created: list[dict[str, Any]]) -> Answer:
+    (task,) = created
+    return to_answer(_TASK, task, location=f"/api/tasks/{task['id']}")
 
 
 def _task_id(text: str) -> UUID:

@@ -16,12 +16,12 @@ import structlog
 from libs.common.clock import utc_now
 from libs.common.errors import Unavailable
 from libs.common.postgres import Connection, Pool, in_transaction
-from services.scheduler import loop_store, run_store
+from services.scheduler import idempotency, list_store, loop_store, run_store
 from services.scheduler.dispatch import Dispatcher
 from services.scheduler.endings import Closed, close_runs, observe_closed
 from services.scheduler.loop_metrics import EXECUTORS, REPUBLISHED, RUNS_LOST, SLOTS, SLOTS_USED, TASKS
 from services.scheduler.run_store import Finished, LockedRun
-from services.scheduler.states import Outcome
+from services.scheduler.states import TERMINAL_TASK, Outcome
 from services.scheduler.store import read_capacity
 from services.scheduler.users_client import UsersClient
 
@@ -32,8 +32,7 @@ _LOST_MESSAGE = "The engine that ran it was silent for too long and was given up
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepConfig:
-    """`tick`: between two looks at what must be published again. `slow_tick`: between two of everything else, but
-    `measure_tick` for the gauges, since counting a million waiting tasks takes a while.
+    """`tick`: between two looks at what must be published again. `slow_tick`: between two of everything else.
 
     `executor_silence`: after which an engine is given up. `deletions_overlap`: how far
     back each look at the deleted users goes beyond the one before.
@@ -41,12 +40,12 @@ class SweepConfig:
 
     tick: timedelta = timedelta(seconds=1)
     slow_tick: timedelta = timedelta(seconds=5)
-    measure_tick: timedelta = timedelta(seconds=15)
     executor_silence: timedelta = timedelta(seconds=300)
     executor_forgotten: timedelta = timedelta(days=1)
     deletions_overlap: timedelta = timedelta(seconds=60)
     deletions_first: timedelta = timedelta(days=1)
     batch_size: int = 500
+    counts_batch_size: int = 100_000
 
 
 class Sweeper:
@@ -67,7 +66,6 @@ class Sweeper:
         self._wake_dispatch = wake_dispatch
         self._monotonic = monotonic
         self._slow_at = float("-inf")
-        self._measured_at = float("-inf")
         self._deletions_since: datetime | None = None
 
     def run_once(self) -> timedelta:
@@ -78,10 +76,10 @@ class Sweeper:
             self._slow_at = now
             self.close_lost_runs()
             self.purge_deleted_tasks()
+            self.add_up_counts()
+            self.forget_idempotency_keys()
             self.forget_executors()
             self.cancel_tasks_of_deleted_users()
-        if now - self._measured_at >= self._config.measure_tick.total_seconds():
-            self._measured_at = now
             self.measure()
         return self._config.tick
 
@@ -113,6 +111,15 @@ class Sweeper:
             log.info("deleted_tasks_purged", tasks=count)
         return count
 
+    def add_up_counts(self) -> None:
+        """So that whoever asks how many tasks there are has few changes to add."""
+        limit = self._config.counts_batch_size
+        in_transaction(self._pool, lambda connection: list_store.add_up_task_counts(connection, limit=limit))
+
+    def forget_idempotency_keys(self) -> int:
+        limit = self._config.batch_size
+        return in_transaction(self._pool, lambda connection: idempotency.forget_keys(connection, limit=limit))
+
     def cancel_tasks_of_deleted_users(self) -> int:
         """Waiting tasks of users that the users service says were deleted."""
         since = self._deletions_since or utc_now() - self._config.deletions_first
@@ -136,10 +143,10 @@ class Sweeper:
     def measure(self) -> None:
         """Set the gauges."""
         with self._pool.connection() as connection:
-            counts = loop_store.count_tasks(connection)
+            counts = list_store.count_tasks(connection, None)
             capacity = read_capacity(connection)
-        for status, count in counts.items():
-            TASKS.labels(status).set(count)
+        for status in set(counts) - TERMINAL_TASK:
+            TASKS.labels(status).set(counts[status])
         EXECUTORS.set(capacity.executors)
         SLOTS.set(capacity.slots)
         SLOTS_USED.set(capacity.running)

@@ -1,12 +1,13 @@
-"""What users do with tasks: create, get, list, cancel, delete, and look at runs and logs."""
+"""What users do with one task: create, get, cancel, delete and rerun it, and look at its runs and logs."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -14,15 +15,15 @@ import structlog
 
 from libs.common.clock import utc_now
 from libs.common.errors import Forbidden, Invalid, NotFound
-from libs.common.paging import Cursor, Page, to_page
 from libs.common.postgres import Connection, Pool, in_transaction, on_connection
 from libs.common.tokens import Identity
 from services.scheduler import store
+from services.scheduler.idempotency import Answer, Once
 from services.scheduler.images import is_image_allowed
 from services.scheduler.metrics import TASKS_CREATED
 from services.scheduler.output import decode_result, keep_last_lines
 from services.scheduler.states import TERMINAL_TASK, LogStream, RunStatus, TaskStatus
-from services.scheduler.store import NewTask, Task, TaskFilter
+from services.scheduler.store import NewTask, Task
 from services.scheduler.users_client import UsersClient
 from services.scheduler.waiting import Capacity, Waiting, decide_waiting
 
@@ -34,9 +35,10 @@ FUTURE_LIMIT = timedelta(days=5 * 366)
 WAKE_WITHIN = timedelta(seconds=1.5)
 
 _CAPACITY_SECONDS = 1.0
-_LONG_AGO = datetime(2, 1, 1, tzinfo=UTC)
-_FAR_AHEAD = datetime(9998, 1, 1, tzinfo=UTC)
-_BEFORE_ALL = Cursor(_FAR_AHEAD, UUID(int=2**128 - 1))
+
+
+# Answers with the tasks that were created, as the API shows them.
+OnceCreated = Once[list[dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,43 +65,76 @@ class Tasks:
         self._wake_dispatch = wake_dispatch
         self._capacity = _CachedCapacity(pool)
 
-    def create(self, identity: Identity, fields: dict[str, Any], *, request_id: str) -> dict[str, Any]:
+    def create(self, identity: Identity, fields: dict[str, Any], *, request_id: str, once: OnceCreated) -> Answer:
         """Insert the task as pending and wake the dispatch loop when it is due.
 
         Raises Invalid (limits, unknown userId) and Forbidden (userId of somebody else, by a non-admin).
         """
-        now = utc_now()
+        if answer := once.find(self._pool):
+            return answer
+        new = self.prepare(identity, fields, request_id=request_id)
+        return self.insert_once(once, lambda _connection: [new])
+
+    def rerun(self, identity: Identity, task_id: UUID, *, request_id: str, once: OnceCreated) -> Answer:
+        """A new task of the same owner with the same definition, due now, whatever became of the first one."""
+        if answer := once.find(self._pool):
+            return answer
+        new_id = uuid.uuid4()
+
+        def make(connection: Connection) -> list[NewTask]:
+            task = store.find_task(connection, task_id)
+            if task is None or not _may_see(identity, task.user_id):
+                raise _no_such_task()
+            return [self.prepare_rerun(task, new_id=new_id, request_id=request_id)]
+
+        return self.insert_once(once, make)
+
+    def prepare(self, identity: Identity, fields: dict[str, Any], *, request_id: str) -> NewTask:
+        """The task that a request's fields define, checked against all limits. Raises as `create`."""
         owner = self._decide_owner(identity, fields["user_id"])
-        _check_scheduled_at(fields["scheduled_at"], now=now)
-        new = _to_new_task(fields, owner=owner, limits=self._limits, request_id=request_id)
-        task = on_connection(self._pool, lambda connection: store.create_task(connection, new))
-        if task.due_at - now <= WAKE_WITHIN:
+        _check_scheduled_at(fields["scheduled_at"], now=utc_now())
+        return _to_new_task(fields, owner=owner, limits=self._limits, request_id=request_id)
+
+    def prepare_rerun(self, task: Task, *, new_id: UUID, request_id: str) -> NewTask:
+        """The same definition as a task of its own. Invalid when the operator's limits forbid it by now."""
+        definition = {field.name: getattr(task, field.name) for field in dataclasses.fields(NewTask)}
+        new = NewTask(**{**definition, "id": new_id, "request_id": request_id, "scheduled_at": None})
+        errors = _check_operator_limits(new, self._limits)
+        if errors:
+            raise Invalid("The task can't be run again; see errors.", errors=errors)
+        return new
+
+    def insert_once(self, once: OnceCreated, make: Callable[[Connection], Sequence[NewTask]]) -> Answer:
+        """The one way in for new tasks: insert what `make` gives, and announce it when it is committed."""
+        created: list[Task] = []
+        # It may have to be read from the database, and that is better done before another connection is held.
+        self._capacity.read()
+
+        def work(connection: Connection) -> list[dict[str, Any]]:
+            created[:] = store.create_tasks(connection, make(connection))
+            return self.views(created)
+
+        answer = once.run(self._pool, work)
+        if not answer.is_replayed:
+            self.announce(len(created), due_at=min(task.due_at for task in created))
+            if len(created) == 1:
+                (task,) = created
+                log.info("task_created", task_id=str(task.id), user_id=str(task.user_id), image=task.image)
+        return answer
+
+    def announce(self, count: int, *, due_at: datetime) -> None:
+        """So many tasks were created, and the first of them is due then. Call after the commit."""
+        if due_at - utc_now() <= WAKE_WITHIN:
             self._wake_dispatch()
-        TASKS_CREATED.inc()
-        log.info("task_created", task_id=str(task.id), user_id=str(task.user_id), image=task.image)
-        return self._view(task)
+        TASKS_CREATED.inc(count)
+        if count > 1:
+            log.info("tasks_created", tasks=count)
 
     def get(self, identity: Identity, task_id: UUID) -> dict[str, Any]:
         task = on_connection(self._pool, lambda connection: store.find_task(connection, task_id))
         if task is None or not _may_see(identity, task.user_id):
             raise _no_such_task()
         return self._view(task)
-
-    def list_page(self, identity: Identity, query: dict[str, Any]) -> Page:
-        """Newest first. A user sees their own tasks; an admin everybody's, or those of `user_id`."""
-        limit = query["limit"]
-        wanted = TaskFilter(
-            user_id=_decide_scope(identity, query["user_id"]),
-            statuses=sorted(set(query["status"] or TaskStatus)),
-            since=query["since"] or _LONG_AGO,
-            until=query["until"] or _FAR_AHEAD,
-            before=query["cursor"] or _BEFORE_ALL,
-            # One more than asked for tells whether there is a next page.
-            limit=limit + 1,
-        )
-        found = on_connection(self._pool, lambda connection: store.list_tasks(connection, wanted))
-        page = to_page(found, limit=limit)
-        return Page([self._view(task) for task in page.items], page.next_cursor)
 
     def cancel(self, identity: Identity, task_id: UUID) -> tuple[dict[str, Any], bool]:
         """Stop the task. Returns it and whether that changed anything: a terminal task stays as it is."""
@@ -108,7 +143,7 @@ class Tasks:
             status = _lock_own(connection, identity, task_id).status
             is_live = status not in TERMINAL_TASK
             if is_live:
-                store.stop_locked_task(connection, task_id)
+                store.stop_locked_tasks(connection, [task_id])
             return store.find_task(connection, task_id), is_live
 
         task, is_live = in_transaction(self._pool, work)
@@ -122,7 +157,7 @@ class Tasks:
 
         def work(connection: Connection) -> None:
             if _lock_own(connection, identity, task_id).status not in TERMINAL_TASK:
-                store.stop_locked_task(connection, task_id)
+                store.stop_locked_tasks(connection, [task_id])
             store.remove_locked_task(connection, task_id)
 
         in_transaction(self._pool, work)
@@ -162,6 +197,10 @@ class Tasks:
                 "The request has invalid fields; see errors.", errors={"userId": ["There is no such user."]}
             )
         return user_id
+
+    def views(self, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+        """The tasks as the API shows them."""
+        return [self._view(task) for task in tasks]
 
     def _view(self, task: Task) -> dict[str, Any]:
         return _to_view(task, self._decide_waiting(task))
@@ -214,14 +253,6 @@ def _lock_own(connection: Connection, identity: Identity, task_id: UUID) -> stor
     if task is None or not _may_see(identity, task.user_id):
         raise _no_such_task()
     return task
-
-
-def _decide_scope(identity: Identity, user_id: UUID | None) -> UUID | None:
-    if identity.is_admin:
-        return user_id
-    if user_id not in (None, identity.user_id):
-        raise Forbidden("Only an admin lists other users' tasks; leave userId out.", code="role_lacking")
-    return identity.user_id
 
 
 def _check_scheduled_at(scheduled_at: datetime | None, *, now: datetime) -> None:
@@ -281,6 +312,7 @@ def _to_view(task: Task, waiting: Waiting | None) -> dict[str, Any]:
     return {
         "id": task.id,
         "user_id": task.user_id,
+        "schedule_id": task.schedule_id,
         "status": task.status,
         "reason": task.reason,
         "waiting": waiting,

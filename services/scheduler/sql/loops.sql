@@ -102,8 +102,3 @@ UPDATE scheduler.tasks t
 DELETE FROM scheduler.executors e
  WHERE e.last_seen_at < now() - %(silence)s
    AND NOT EXISTS (SELECT FROM scheduler.leases WHERE engine_id = e.engine_id)
-
--- name: count_tasks
-SELECT wanted.status,
-       (SELECT count(*) FROM scheduler.tasks t WHERE t.status = wanted.status) AS count
-  FROM unnest(ARRAY['pending', 'queued', 'running']) AS wanted(status)

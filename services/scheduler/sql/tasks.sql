@@ -1,15 +1,15 @@
--- name: create_task
+-- name: create_tasks
+-- Each a microsecond after the one before, so that a batch is listed and dispatched in its order.
 INSERT INTO scheduler.tasks (
     id, user_id, priority, name, labels, image, command, args, entrypoint, environment,
     timeout_seconds, stop_grace_seconds, cpus, memory_mb, pids, network, on_executor_lost,
-    scheduled_at, due_at, request_id
-) VALUES (
-    %(id)s, %(user_id)s, %(priority)s, %(name)s, %(labels)s, %(image)s, %(command)s, %(args)s::text[],
-    %(entrypoint)s::text[], %(environment)s,
-    %(timeout_seconds)s, %(stop_grace_seconds)s, %(cpus)s, %(memory_mb)s, %(pids)s, %(network)s,
-    %(on_executor_lost)s,
-    coalesce(%(scheduled_at)s, now()), greatest(%(scheduled_at)s, now()), %(request_id)s
+    request_id, scheduled_at, due_at, created_at, updated_at
 )
+SELECT id, user_id, priority, name, labels, image, command, args, entrypoint, environment,
+       timeout_seconds, stop_grace_seconds, cpus, memory_mb, pids, network, on_executor_lost,
+       request_id, coalesce(scheduled_at, moment), greatest(scheduled_at, moment), moment, moment
+  FROM ROWS FROM (json_populate_recordset(NULL::scheduler.tasks, %(tasks)s)) WITH ORDINALITY AS new
+ CROSS JOIN LATERAL (SELECT now() + (new.ordinality - 1) * interval '1 microsecond') AS own(moment)
 -- The same insert again, after a broken connection: the first one was committed.
 ON CONFLICT (id) DO NOTHING
 RETURNING *, NULL AS run_status, false AS run_published
@@ -23,67 +23,30 @@ SELECT t.*, r.status AS run_status, r.published_at IS NOT NULL AS run_published
 -- name: find_owner
 SELECT user_id FROM scheduler.tasks WHERE id = %(task_id)s AND deleted_at IS NULL
 
--- name: list_tasks
-SELECT t.*, r.status AS run_status, r.published_at IS NOT NULL AS run_published
-  FROM (
-        SELECT page.id, page.created_at
-          FROM unnest(%(statuses)s::text[]) AS wanted(status)
-         CROSS JOIN LATERAL (
-               SELECT id, created_at
-                 FROM scheduler.tasks
-                WHERE status = wanted.status AND deleted_at IS NULL
-                  AND created_at >= %(since)s AND created_at < %(until)s
-                  AND (created_at, id) < (%(before_time)s, %(before_id)s)
-                ORDER BY created_at DESC, id DESC
-                LIMIT %(limit)s) page
-         ORDER BY page.created_at DESC, page.id DESC
-         LIMIT %(limit)s) listed
-  JOIN scheduler.tasks t ON t.id = listed.id
-  LEFT JOIN scheduler.runs r ON r.task_id = t.id AND r.status IN ('queued', 'claimed', 'running', 'stopping')
- ORDER BY listed.created_at DESC, listed.id DESC
-
--- name: list_tasks_of_user
-SELECT t.*, r.status AS run_status, r.published_at IS NOT NULL AS run_published
-  FROM (
-        SELECT page.id, page.created_at
-          FROM unnest(%(statuses)s::text[]) AS wanted(status)
-         CROSS JOIN LATERAL (
-               SELECT id, created_at
-                 FROM scheduler.tasks
-                WHERE user_id = %(user_id)s AND status = wanted.status AND deleted_at IS NULL
-                  AND created_at >= %(since)s AND created_at < %(until)s
-                  AND (created_at, id) < (%(before_time)s, %(before_id)s)
-                ORDER BY created_at DESC, id DESC
-                LIMIT %(limit)s) page
-         ORDER BY page.created_at DESC, page.id DESC
-         LIMIT %(limit)s) listed
-  JOIN scheduler.tasks t ON t.id = listed.id
-  LEFT JOIN scheduler.runs r ON r.task_id = t.id AND r.status IN ('queued', 'claimed', 'running', 'stopping')
- ORDER BY listed.created_at DESC, listed.id DESC
-
 -- name: lock_task
 -- Whoever changes a task's run holds the lock of the task's row, so no two writers wait for each other in turn.
 SELECT id, user_id, status FROM scheduler.tasks
  WHERE id = %(task_id)s AND deleted_at IS NULL
    FOR UPDATE
 
--- name: cancel_unclaimed_run
-UPDATE scheduler.runs
-   SET status = 'cancelled', finished_at = now(), stop_requested_at = now(), stop_reason = 'cancelled'
- WHERE task_id = %(task_id)s AND status = 'queued'
+-- name: list_own_tasks
+SELECT t.id
+  FROM unnest(%(task_ids)s::uuid[]) WITH ORDINALITY AS wanted(id, position)
+  JOIN scheduler.tasks t ON t.id = wanted.id
+ WHERE (%(user_id)s::uuid IS NULL OR t.user_id = %(user_id)s) AND t.deleted_at IS NULL
+ ORDER BY wanted.position
 
--- name: cancel_waiting_task
-UPDATE scheduler.tasks t
-   SET status = 'cancelled', finished_at = now(), updated_at = now()
- WHERE t.id = %(task_id)s AND t.status IN ('pending', 'queued')
-   AND NOT EXISTS (
-       SELECT FROM scheduler.runs
-        WHERE task_id = t.id AND status IN ('queued', 'claimed', 'running', 'stopping'))
+-- name: lock_live_tasks
+SELECT id FROM scheduler.tasks
+ WHERE id = ANY (%(task_ids)s) AND (%(user_id)s::uuid IS NULL OR user_id = %(user_id)s)
+   AND status IN ('pending', 'queued', 'running') AND deleted_at IS NULL
+ ORDER BY id
+   FOR NO KEY UPDATE
 
--- name: request_stop
+-- name: request_stops
 UPDATE scheduler.runs
    SET status = 'stopping', stop_requested_at = now(), stop_reason = 'cancelled'
- WHERE task_id = %(task_id)s AND status IN ('claimed', 'running')
+ WHERE task_id = ANY (%(task_ids)s) AND status IN ('claimed', 'running')
 
 -- name: hide_task
 UPDATE scheduler.tasks t

@@ -30,6 +30,14 @@ _QUERIES = (
     "SELECT * FROM scheduler.leases",
 )
 _KEYS = ("id", "id", "run_id")
+_MISCOUNTED = """
+SELECT user_id, status, sum(count)
+  FROM (SELECT user_id, status, count FROM scheduler.task_counts
+        UNION ALL SELECT user_id, status, change FROM scheduler.task_count_changes
+        UNION ALL SELECT user_id, status, -1 FROM scheduler.tasks WHERE deleted_at IS NULL) AS counted
+ GROUP BY user_id, status
+HAVING sum(count) <> 0
+"""
 
 Row = dict[str, Any]
 Rows = dict[UUID, Row]
@@ -50,6 +58,8 @@ class Promises:
         with self._world.pool.connection() as connection:
             with connection.pipeline():
                 found = [connection.execute(query) for query in _QUERIES]
+                miscounted = connection.execute(_MISCOUNTED)
+            assert miscounted.fetchall() == [], "the counts differ from the tasks"
             tasks, runs, leases = ({row[key]: row for row in rows} for rows, key in zip(found, _KEYS, strict=True))
         self._check_nothing_vanished(tasks)
         self._check_moves(tasks, self._tasks, TASK_MOVES, TERMINAL_TASK)

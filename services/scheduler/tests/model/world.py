@@ -15,6 +15,7 @@ from libs.common.postgres import Pool
 from libs.common.tokens import Identity
 from services.scheduler import run_store
 from services.scheduler.dispatch import DispatchConfig, Dispatcher
+from services.scheduler.idempotency import Answer, Once
 from services.scheduler.sweep import SweepConfig, Sweeper
 from services.scheduler.sync import ExecutorSync, SyncConfig
 from services.scheduler.tasks import OperatorLimits, Tasks
@@ -114,8 +115,7 @@ class World:
             )
             for _ in range(SCHEDULERS)
         ]
-        # The gauges are measured with the first sweep, and not again.
-        config = SweepConfig(slow_tick=timedelta(0), measure_tick=timedelta(days=1))
+        config = SweepConfig(slow_tick=timedelta(0))
         self.sweepers = [
             Sweeper(
                 pool=self.pool,
@@ -133,8 +133,11 @@ class World:
     def create(self, user_id: UUID, *, priority: int, delay: timedelta) -> None:
         scheduled_at = self.clock.now + delay if delay else None
         fields = _TASK | {"priority": priority, "scheduled_at": scheduled_at}
-        view = self._tasks.create(_identify(user_id), fields, request_id="model")
-        self.created.append(view["id"])
+        self._tasks.create(_identify(user_id), fields, request_id="model", once=Once(None, self._note_created))
+
+    def _note_created(self, views: list[dict[str, Any]]) -> Answer:
+        self.created += [view["id"] for view in views]
+        return Answer(201, b"")
 
     def cancel(self, task_id: UUID) -> None:
         with suppress(NotFound):
