@@ -34,10 +34,10 @@ class BaseSchema(ma.Schema):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         hooks = {tag for tag, methods in self._hooks.items() if methods}
-        # Whoever asks for less, or for more, than a plain schema gets marshmallow's own way.
-        is_plain = not kwargs and self.opts.unknown == ma.RAISE
-        self._loads_directly = is_plain and not hooks - {"pre_dump", "post_dump"}
-        self._dumps_directly = is_plain and not hooks & {"pre_dump", "post_dump"}
+        own_names = all(field.attribute is None for field in self.fields.values())
+        is_strict = self.unknown == ma.RAISE and not self.partial
+        self._loads_directly = own_names and is_strict and not hooks - {"pre_dump", "post_dump"}
+        self._dumps_directly = own_names and not hooks & {"pre_dump", "post_dump"}
         self._required = frozenset(_key(field) for field in self.load_fields.values() if field.required)
         self._by_key = {_key(field): (name, field.deserialize) for name, field in self.load_fields.items()}
         self._defaults = [
@@ -51,7 +51,7 @@ class BaseSchema(ma.Schema):
         field_obj.data_key = _camel(field_obj.data_key or field_name)
 
     def load(self, data: Any, *, many: Any = None, partial: Any = None, unknown: Any = None) -> Any:
-        if self._loads_directly and type(data) is dict and not (many or partial or unknown):
+        if self._loads_directly and type(data) is dict and not (many or self.many or partial or unknown):
             try:
                 return self._load_directly(data)
             except (ma.ValidationError, KeyError):
@@ -60,7 +60,7 @@ class BaseSchema(ma.Schema):
         return super().load(data, many=many, partial=partial, unknown=unknown)
 
     def dump(self, obj: Any, *, many: bool | None = None) -> Any:
-        if self._dumps_directly and type(obj) is dict and not many:
+        if self._dumps_directly and type(obj) is dict and not (many or self.many):
             return {key: write(obj[name], name, obj) for name, key, write in self._dumpers if name in obj}
         return super().dump(obj, many=many)
 

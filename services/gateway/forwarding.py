@@ -16,7 +16,6 @@ from urllib3.exceptions import HTTPError
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from libs.common.errors import BadRequest, RequestTimeout
-from libs.common.flask_app import MAX_BODY_BYTES
 from services.gateway.client_address import read_client_address, read_scheme
 from services.gateway.headers import build_request_headers, build_response_headers
 from services.gateway.published import Route
@@ -47,7 +46,7 @@ def publish(
 
     def forward(**_path_parameters: str) -> Response:
         token = sessions.authenticate(route.access, request)
-        body = _read_body()
+        body = _read_body(route.max_body_bytes)
         address, scheme = _read_client(trusted_proxies)
         throttling.check(route.throttle, address=address, body=body)
         headers = build_request_headers(
@@ -74,10 +73,10 @@ def _read_client(trusted_proxies: int) -> tuple[str, str]:
     )
 
 
-def _read_body() -> bytes:
+def _read_body(limit: int) -> bytes:
     """The whole body, which is small (413 otherwise): so a slow client holds no connection to a service."""
     try:
-        return _read_at_most(MAX_BODY_BYTES, request.environ["wsgi.input"], request.content_length or 0)
+        return _read_at_most(limit, request.environ["wsgi.input"], request.content_length or 0)
     except TimeoutError as error:
         raise RequestTimeout("The request's body didn't arrive in time.") from error
     except (ParseException, OSError) as error:

@@ -92,14 +92,17 @@ class BulkTasks:
     def _prepare_all(
         self, identity: Identity, tasks: Sequence[Mapping[str, Any]], request_id: str
     ) -> list[NewTask]:
-        new, errors = [], {}
-        for number, fields in enumerate(tasks):
+        new: list[NewTask] = []
+        # As errors of a schema are written: the place, then the field.
+        messages: list[str] = []
+        for place, fields in enumerate(tasks):
             try:
                 new.append(self._tasks.prepare(identity, dict(fields), request_id=request_id))
             except Invalid as error:
-                errors[number] = error.errors
-        if errors:
-            raise Invalid("The request has invalid fields; see errors.", errors={"tasks": errors})
+                for field, texts in (error.errors or {}).items():
+                    messages += [f"{place}.{field}: {text}" for text in texts]
+        if messages:
+            raise Invalid("The request has invalid fields; see errors.", errors={"tasks": messages})
         return new
 
     def _prepare_reruns(

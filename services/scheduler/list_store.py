@@ -64,7 +64,7 @@ def list_terms(wanted: TaskFilter) -> list[Term]:
     return terms
 
 
-def decide_way(terms: Mapping[Term, int], statuses_weight: int | None, *, few: int = FEW) -> Term | None:
+def decide_way(terms: Mapping[Term, int], statuses_weight: int | None, *, few: int) -> Term | None:
     """Which term leads to the filter's tasks with the least work; None: their statuses do.
 
     `terms` are the filter's with how many tasks each finds, no more than `few` being counted; `statuses_weight`
@@ -132,7 +132,7 @@ def _choose_way(connection: Connection, wanted: TaskFilter) -> Term | None:
         row = connection.execute(QUERIES["weigh_statuses"], parameters, prepare=False).fetchone()
         assert row is not None, "an aggregate that returns nothing"  # noqa: S101
         statuses_weight = row["weight"]
-    return decide_way(weights, statuses_weight)
+    return decide_way(weights, statuses_weight, few=FEW)
 
 
 def _to_parameters(wanted: TaskFilter) -> dict[str, Any]:

@@ -283,7 +283,11 @@ class Label(fields.Field[tuple[str, str]]):
 class TaskFilterSchema(BaseSchema):
     """What a list and a bulk request's filter have in common: all that is given must hold."""
 
-    status = StatusList(load_default=None, metadata={"description": "One or several, any of which will do."})
+    status = StatusList(
+        load_default=None,
+        validate=validate.Length(1),
+        metadata={"description": "One or several, any of which will do."},
+    )
     label = fields.List(
         Label(),
         load_default=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +22,7 @@ from services.scheduler.states import (
     StopReason,
     TaskStatus,
 )
+from services.scheduler.store import NewTask
 
 _PACKAGE = Path(__file__).parents[1]
 _PAGE = (_PACKAGE.parents[1] / "docs" / "task-model.md").read_text(encoding="utf-8")
@@ -58,6 +60,14 @@ def test_every_named_query_is_used_and_every_used_one_exists():
     used = set(re.findall(r'QUERIES\["(\w+)"\]', code)) | set(re.findall(r'"(find_page_by_\w+)"', code))
 
     assert used == set(load_queries("services.scheduler"))
+
+
+def test_the_insert_of_tasks_names_every_field_of_a_new_one():
+    text = load_queries("services.scheduler")["create_tasks"].decode()
+    columns = [name.strip() for name in text.partition("(")[2].partition(")")[0].split(",")]
+
+    fields = {field.name for field in dataclasses.fields(NewTask)}
+    assert set(columns) == fields | {"due_at", "created_at", "updated_at"}
 
 
 @pytest.mark.parametrize(("heading", "moves"), [("Moves of a task", TASK_MOVES), ("Moves of a run", RUN_MOVES)])

@@ -22,6 +22,7 @@ def test_a_task_is_created_with_the_defaults(user):
     assert task | {"id": "", "createdAt": "", "updatedAt": "", "scheduledAt": ""} == {
         "id": "",
         "userId": str(user.user_id),
+        "scheduleId": None,
         "status": "pending",
         "reason": None,
         "waiting": {
