@@ -3,7 +3,7 @@
     python -m bench.scale    the settings file of a running, empty system is named by ENV_FILE
     BENCH_PENDING, BENCH_FINISHED    how many tasks there are of each, 1,000,000 and 5,000,000 unless given
 
-Prints a table of medians with the ratio of full to empty. The gateway's own answer is among them: where its ratio is
+Prints a table of medians with the ratio of full to empty. The gateway's own answer is among them: if its ratio is
 not 1, the machine was not the same. Needs some 12 GB of disk, and takes a quarter of an hour.
 """
 
