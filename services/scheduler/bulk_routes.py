@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from flask import Response, g, request
 
+from libs.common.errors import Unavailable
 from libs.common.openapi import ApiBlueprint
 from libs.common.paging import Page
 from libs.common.tokens import TokenVerifier, require_identity
@@ -27,6 +29,10 @@ from services.scheduler.schemas import (
 
 # The gateway takes as much at this path.
 MAX_BATCH_BYTES = 8 * 1024 * 1024
+
+# A large one takes some 40 MB from its body to its answer, and Python works on one at a time anyway.
+BATCHES_AT_ONCE = 2
+BATCH_WAIT_SECONDS = 10.0
 
 _BATCH_PATH = "/api/tasks/batch"
 _SECURITY: list[dict[str, list[str]]] = [{"bearer": []}]
@@ -85,10 +91,28 @@ def create_bulk_routes(*, lists: TaskLists, bulk: BulkTasks, verifier: TokenVeri
     @routes.before_request
     def require_token() -> None:
         g.identity = require_identity(verifier, request)
-        if request.path.rstrip("/") == _BATCH_PATH:
-            request.max_content_length = MAX_BATCH_BYTES
 
+    _bound_batches(routes)
     return routes
+
+
+def _bound_batches(routes: ApiBlueprint) -> None:
+    turns = threading.BoundedSemaphore(BATCHES_AT_ONCE)
+
+    # Before the body is read, which waits in the socket meanwhile.
+    @routes.before_request
+    def take_turn() -> None:
+        if request.path.rstrip("/") != _BATCH_PATH:
+            return
+        request.max_content_length = MAX_BATCH_BYTES
+        if not turns.acquire(timeout=BATCH_WAIT_SECONDS):
+            raise Unavailable("Too many batches at once. Try again.", retry_after_seconds=2)
+        g.has_turn = True
+
+    @routes.teardown_request
+    def give_turn_back(_error: BaseException | None) -> None:
+        if g.pop("has_turn", False):
+            turns.release()
 
 
 def _answer_tasks(created: list[dict[str, Any]]) -> Answer:

@@ -110,6 +110,14 @@ def find_page(connection: Connection, wanted: TaskFilter, *, before: Cursor, lim
     return _query(connection, "find_page_by_prefix", parameters)
 
 
+def count_fitting_tasks(connection: Connection, task_ids: Sequence[UUID], *, most_bytes: int) -> int:
+    """How many of them, from the first on, have so many bytes of definitions and results; at least one."""
+    parameters = {"task_ids": list(task_ids), "most_bytes": most_bytes}
+    row = connection.execute(QUERIES["count_fitting_tasks"], parameters).fetchone()
+    assert row is not None, "an aggregate that returns nothing"  # noqa: S101
+    return max(int(row["count"]), 1)
+
+
 def _query(connection: Connection, name: str, parameters: Mapping[str, Any]) -> list[Found]:
     with connection.cursor(row_factory=class_row(Found)) as cursor:
         # Planned each time with the values: which index serves depends on which of them are given.

@@ -18,6 +18,8 @@ from services.scheduler.tasks import Tasks
 
 _LONG_AGO = datetime(2, 1, 1, tzinfo=UTC)
 _FAR_AHEAD = datetime(9998, 1, 1, tzinfo=UTC)
+# Many requests at a time have to fit into the process's memory, each with its rows and its answer.
+MOST_PAGE_BYTES = 2 * 1024 * 1024
 BEFORE_ALL = Cursor(_FAR_AHEAD, UUID(int=2**128 - 1))
 
 
@@ -29,15 +31,18 @@ class TaskLists:
         self._tasks = tasks
 
     def list_page(self, identity: Identity, query: Mapping[str, Any]) -> Page:
-        """Newest first."""
+        """Newest first. A page of large tasks is shorter than its limit; its cursor says if there are more."""
         wanted = to_filter(query, user_id=decide_scope(identity, query["user_id"]))
-        limit = query["limit"]
+        before = query["cursor"] or BEFORE_ALL
 
         def work(connection: Connection) -> tuple[Sequence[Task], str | None]:
             # One more than asked for tells whether there is a next page.
-            before = query["cursor"] or BEFORE_ALL
-            page = to_page(list_store.find_page(connection, wanted, before=before, limit=limit + 1), limit=limit)
-            return store.find_tasks(connection, [found.id for found in page.items]), page.next_cursor
+            found = list_store.find_page(connection, wanted, before=before, limit=query["limit"] + 1)
+            fitting = list_store.count_fitting_tasks(
+                connection, [task.id for task in found], most_bytes=MOST_PAGE_BYTES
+            )
+            page = to_page(found, limit=min(query["limit"], fitting))
+            return store.find_tasks(connection, [task.id for task in page.items]), page.next_cursor
 
         tasks, next_cursor = on_connection(self._pool, work)
         return Page(self._tasks.views(tasks), next_cursor)

@@ -120,6 +120,15 @@ SELECT task_id AS id, created_at
  ORDER BY created_at DESC, task_id DESC
  LIMIT %(limit)s
 
+-- name: count_fitting_tasks
+-- How many of them, in their order, have definitions and results of so many bytes together.
+SELECT count(*) AS count
+  FROM (SELECT sum(octet_length(t.environment::text) + octet_length(t.args::text)
+                   + coalesce(octet_length(t.result), 0)) OVER (ORDER BY wanted.position) AS total
+          FROM unnest(%(task_ids)s::uuid[]) WITH ORDINALITY AS wanted(id, position)
+          LEFT JOIN scheduler.tasks t ON t.id = wanted.id) AS summed
+ WHERE total IS NULL OR total <= %(most_bytes)s
+
 -- name: find_tasks
 SELECT t.*, r.status AS run_status, r.published_at IS NOT NULL AS run_published
   FROM unnest(%(task_ids)s::uuid[]) WITH ORDINALITY AS wanted(id, position)
