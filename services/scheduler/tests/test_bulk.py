@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from libs.common.clock import format_time, parse_time, utc_now
-from services.scheduler import bulk
+from services.scheduler import bulk, bulk_routes
 from services.scheduler.states import TERMINAL_TASK
 from services.scheduler.tests.conftest import ApiClient
 
@@ -142,6 +142,30 @@ def test_a_batch_may_be_larger_than_other_bodies_but_not_without_end(user):
     assert create(user, *[large] * 7).status_code == 201
     assert create(user, *[large] * 8).status_code == 413
     assert user("POST", "/api/tasks/", json=large).status_code == 413
+
+
+def test_batches_take_turns_and_whoever_waits_too_long_is_told_to_come_back(make_client, monkeypatch):
+    monkeypatch.setattr(bulk_routes, "BATCHES_AT_ONCE", 0)
+    monkeypatch.setattr(bulk_routes, "BATCH_WAIT_SECONDS", 0.01)
+    user = ApiClient(make_client(), uuid.uuid4(), ["user"])
+
+    answer = create(user, {"image": "busybox"})
+
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
+    assert user.create()["status"] == "pending"
+
+
+def test_a_batch_gives_its_turn_back_however_it_ends(make_client, monkeypatch):
+    monkeypatch.setattr(bulk_routes, "BATCHES_AT_ONCE", 1)
+    monkeypatch.setattr(bulk_routes, "BATCH_WAIT_SECONDS", 0.01)
+    client = make_client()
+    user = ApiClient(client, uuid.uuid4(), ["user"])
+
+    for _ in range(2):
+        assert client.post("/api/tasks/batch", json={"tasks": [{"image": "busybox"}]}).status_code == 401
+        assert user("POST", "/api/tasks/batch", data=b"{", content_type="application/json").status_code == 400
+        assert create(user, {}).status_code == 422
+        assert create(user, {"image": "busybox"}).status_code == 201
 
 
 def test_a_rerun_is_a_new_task_with_the_same_definition_that_is_due_now(user, waker):

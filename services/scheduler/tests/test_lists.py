@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.common.clock import format_time, utc_now
-from services.scheduler import list_store
+from services.scheduler import list_store, lists
 from services.scheduler.list_store import Term, decide_way
 from services.scheduler.states import TaskStatus
 from services.scheduler.sweep import SweepConfig, Sweeper
@@ -294,3 +294,22 @@ def test_the_terms_of_a_filter_are_written_as_the_database_writes_them(pool):
         ).fetchall()
 
     assert {term.text for term in list_store.list_terms(wanted)} == {row["term"] for row in written}
+
+
+@pytest.mark.component
+def test_a_page_of_large_tasks_is_shorter_and_the_next_ones_follow(user, monkeypatch):
+    monkeypatch.setattr(lists, "MOST_PAGE_BYTES", 25_000)
+    ids = [user.create(scheduledAt=LATER, args=["x" * 10_000])["id"] for _ in range(5)]
+    huge = user.create(scheduledAt=LATER, args=["x" * 50_000])["id"]
+
+    first = user("GET", "/api/tasks/").json
+    second = user("GET", "/api/tasks/", query_string={"cursor": first["nextCursor"]}).json
+
+    assert [task["id"] for task in first["items"]] == [huge]
+    assert [task["id"] for task in second["items"]] == ids[:-3:-1]
+    assert list_ids(user) == [huge, *ids[::-1]]
+
+
+@pytest.mark.component
+def test_an_empty_list_is_a_last_page(user):
+    assert user("GET", "/api/tasks/").json == {"items": [], "nextCursor": None}
