@@ -36,6 +36,7 @@ from services.executor.tools import Tools
 
 log = structlog.get_logger()
 
+KIB = 1024
 MIB = 1024 * 1024
 
 # Three intervals of an idle sync.
@@ -79,7 +80,12 @@ class Executor:
 
     def _start(self) -> None:
         duties = Duties(stopper=self._stopper, prefetcher=self._prefetcher)
-        sync = Sync(identity=self._identity(), post=self._open_scheduler(), listener=duties)
+        sync = Sync(
+            identity=self._identity(),
+            post=self._open_scheduler(),
+            listener=duties,
+            output_cap_bytes=self._config.log_max_kb * KIB,
+        )
         consumer = Consumer(
             name=f"executor {self._config.executor_id}",
             broker_url=self._config.broker_url,

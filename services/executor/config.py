@@ -40,6 +40,7 @@ class ExecutorConfig:
     stop_grace: timedelta
     spool_directory: Path | None
     spool_mb: int
+    log_max_kb: int
     health_port: int
     runtime: str
 
@@ -73,6 +74,7 @@ def read_config(env: Env) -> ExecutorConfig:
         pull_limit=_read_seconds(env, "PULL_TIMEOUT_SECONDS", 600),
         stop_grace=_read_seconds(env, "EXECUTOR_STOP_GRACE_SECONDS", 10),
         spool_directory=Path(spool) if (spool := env.str("EXECUTOR_SPOOL_DIR", "")) else None,
+        log_max_kb=env.int("LOG_MAX_KB", 5120, validate=validate.Range(min=1, max=102_400)),
         spool_mb=env.int("EXECUTOR_SPOOL_MB", 256, validate=validate.Range(min=1, max=1_048_576)),
         health_port=env.int("HEALTH_PORT", 8003, validate=validate.Range(min=0, max=65535)),
         runtime=runtime,

@@ -18,7 +18,7 @@ import structlog
 
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport, lease_clock
 from services.executor.metrics import SYNC_DURATION
-from services.executor.output import CHUNK_BYTES, Output
+from services.executor.output import CAP_BYTES, CHUNK_BYTES, Output
 from services.executor.report_fields import chunk_fields, finished_fields, started_fields, unusable_fields
 from services.executor.scheduler_client import JsonObject, Replaced, SchedulerAway
 from services.executor.spec import StoredOutput, TaskSpec, read_stored_output, read_task_spec
@@ -28,7 +28,9 @@ log = structlog.get_logger()
 # A stop request reaches a container with the next answer, and must within 2 s.
 BUSY_INTERVAL_SECONDS = 1.0
 IDLE_INTERVAL_SECONDS = 5.0
-OUTPUT_DELAY_SECONDS = 1.0
+# Somebody may be watching: what is printed after a silence goes soon, what is printed on and on in larger pieces.
+OUTPUT_SOON_SECONDS = 0.1
+OUTPUT_EVERY_SECONDS = 0.5
 GATHER_SECONDS = 0.02
 FIRST_BACKOFF_SECONDS = 0.2
 LAST_BACKOFF_SECONDS = 5.0
@@ -102,10 +104,15 @@ class _Request:
 class Sync:
     """The state of the conversation. `run` is the thread's loop; the other methods are for any thread."""
 
-    def __init__(self, *, identity: Identity, post: Post, listener: Listener) -> None:
+    def __init__(
+        self, *, identity: Identity, post: Post, listener: Listener, output_cap_bytes: int = CAP_BYTES
+    ) -> None:
+        """`output_cap_bytes`: how much of each run's output is kept."""
         self._identity = identity
         self._post = post
         self._listener = listener
+        self._output_cap_bytes = output_cap_bytes
+        self._output_sent_at = float("-inf")
         self._condition = threading.Condition()
         self._due = 0.0
         self._claims: dict[str, Claim] = {}
@@ -275,6 +282,8 @@ class Sync:
             waiting = [run.started.due for run in held if run.started is not None and run.started.due > now]
             self._due = min([now + (BUSY_INTERVAL_SECONDS if held else IDLE_INTERVAL_SECONDS), *waiting])
         logs = _take_output(held)
+        if logs:
+            self._output_sent_at = now
         if any(not run.output.drained for run in held):
             self.wake()
         finished = _take_finished(held)
@@ -364,7 +373,7 @@ class Sync:
                     self._unusable.add((each["runId"], int(each["epoch"])))
                 self.wake()
             else:
-                output = Output(on_pending=self._output_pending)
+                output = Output(on_pending=self._output_pending, cap_bytes=self._output_cap_bytes)
                 claim.run = self._hold(spec, int(each["epoch"]), output, request.sent_at)
             with self._condition:
                 self._claims.pop(each["runId"], None)
@@ -395,7 +404,12 @@ class Sync:
         for run in former:
             self._release(run)
         stored: StoredOutput | None = read_stored_output(each.get("logs"))
-        output = Output(on_pending=self._output_pending, stored=stored, next_seq=epoch * SEQUENCES_PER_EPOCH)
+        output = Output(
+            on_pending=self._output_pending,
+            stored=stored,
+            next_seq=epoch * SEQUENCES_PER_EPOCH,
+            cap_bytes=self._output_cap_bytes,
+        )
         run = self._hold(spec, epoch, output, sent_at)
         self._listener.adopt(Adoption(run=run, was_running=bool(each.get("wasRunning"))))
 
@@ -415,7 +429,8 @@ class Sync:
             return None
 
     def _output_pending(self) -> None:
-        self.wake(OUTPUT_DELAY_SECONDS)
+        next_at = self._output_sent_at + OUTPUT_EVERY_SECONDS
+        self.wake(max(OUTPUT_SOON_SECONDS, next_at - time.monotonic()))
 
 
 def _take_output(held: Sequence[HeldRun]) -> list[dict[str, Any]]:

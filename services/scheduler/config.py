@@ -1,4 +1,4 @@
-"""The settings of the scheduler's two processes, read once from the environment."""
+"""The settings of the scheduler's three processes, read once from the environment."""
 
 from __future__ import annotations
 
@@ -29,6 +29,19 @@ class HttpConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LogsConfig:
+    """Of `services.scheduler.log_app`: what tasks print."""
+
+    environment: str
+    log_level: str
+    database_url: Secret
+    redis_url: Secret
+    users_url: str
+    token_issuer: str
+    token_audience: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoopsConfig:
     """Of `python -m services.scheduler`: dispatch and sweep."""
 
@@ -56,6 +69,18 @@ def read_http_config(env: Env) -> HttpConfig:
         max_task_cpus=env.float("MAX_TASK_CPUS", 64.0, validate=validate.Range(min=0.05)),
         max_task_memory_mb=env.int("MAX_TASK_MEMORY_MB", 1_048_576, validate=validate.Range(min=16)),
         image_allow_list=tuple(filter(None, map(str.strip, env.list("IMAGE_ALLOW_LIST", [])))),
+    )
+
+
+def read_logs_config(env: Env) -> LogsConfig:
+    return LogsConfig(
+        environment=read_environment(env),
+        log_level=read_log_level(env),
+        database_url=read_database_url(env, "DATABASE_URL"),
+        redis_url=read_secret_url(env, "REDIS_URL", "redis", "rediss", "unix"),
+        users_url=env.str("USERS_URL", validate=validate.URL(require_tld=False)),
+        token_issuer=env.str("TOKEN_ISSUER", "task-runner"),
+        token_audience=env.str("TOKEN_AUDIENCE", "task-runner"),
     )
 
 

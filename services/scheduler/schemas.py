@@ -28,6 +28,7 @@ MAX_STOP_GRACE_SECONDS = 3600
 MAX_PIDS = 32_768
 DEFAULT_PIDS = 128
 MAX_TAIL = 1_000_000
+MAX_EVENT_ID = 2**63 - 1
 _WHOLE_MAX = 2**31 - 1
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -267,7 +268,45 @@ class TaskQuerySchema(PageQuery):
     user_id = Identifier(load_default=None, metadata={"description": "Admins only."})
 
 
+class QueryFlag(fields.Boolean):
+    """`true` or `false` in a query string, also `1` and `0`; the bare name (`?follow`) means true."""
+
+    truthy = {"true", "1", ""}  # noqa: RUF012  marshmallow declares it so.
+    falsy = {"false", "0"}  # noqa: RUF012
+
+
 class LogQuerySchema(BaseSchema):
-    attempt = QueryWhole(load_default=None, validate=validate.Range(1, _WHOLE_MAX))
+    attempt = QueryWhole(
+        load_default=None,
+        validate=validate.Range(1, _WHOLE_MAX),
+        metadata={"description": "Of which attempt. Without it the last one, and a stream goes on with the next."},
+    )
     stream = fields.String(load_default="both", validate=validate.OneOf([*LogStream, "both"]))
-    tail = QueryWhole(load_default=None, validate=validate.Range(0, MAX_TAIL))
+    tail = QueryWhole(
+        load_default=None,
+        validate=validate.Range(0, MAX_TAIL),
+        metadata={"description": "Only so many of the last lines; of a stream, the lines that are there already."},
+    )
+    timestamps = QueryFlag(load_default=False, metadata={"description": "The time in front of each line of text."})
+    follow = QueryFlag(
+        load_default=None,
+        metadata={
+            "description": "true: server-sent events until the end, as with `Accept: text/event-stream`. "
+            "false: always text."
+        },
+    )
+
+
+class LogHeaderSchema(BaseSchema):
+    class Meta:
+        unknown = ma.EXCLUDE
+
+    last_event_id = QueryWhole(
+        data_key="Last-Event-ID",
+        load_default=None,
+        validate=validate.Range(0, MAX_EVENT_ID),
+        metadata={"description": "Of a stream that broke off: go on behind this event."},
+    )
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        """A header's name stays as it is."""

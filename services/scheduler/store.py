@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 
 from libs.common.paging import Cursor
 from libs.common.postgres import Connection, load_queries
-from services.scheduler.states import LOG_STREAM_NUMBERS, LogStream, TaskStatus
+from services.scheduler.states import TaskStatus
 from services.scheduler.waiting import EXECUTOR_SEEN_WITHIN, Capacity
 
 QUERIES = load_queries("services.scheduler")
@@ -219,19 +219,6 @@ def list_runs(connection: Connection, task_id: UUID) -> list[Run]:
     """The task's runs, newest first."""
     with connection.cursor(row_factory=class_row(Run)) as cursor:
         return cursor.execute(QUERIES["list_runs"], {"task_id": task_id}).fetchall()
-
-
-def find_run_of_attempt(connection: Connection, task_id: UUID, number: int | None) -> UUID | None:
-    """The id of that run, of the last one when `number` is None."""
-    row = connection.execute(QUERIES["find_run_of_attempt"], {"task_id": task_id, "number": number}).fetchone()
-    return None if row is None else row["id"]
-
-
-def read_log(connection: Connection, run_id: UUID, streams: Sequence[LogStream]) -> bytes:
-    """What the run printed on these streams, in the order in which it came."""
-    numbers = [LOG_STREAM_NUMBERS[stream] for stream in streams]
-    chunks = connection.execute(QUERIES["list_log_chunks"], {"run_id": run_id, "streams": numbers})
-    return b"".join(chunk["data"] for chunk in chunks)
 
 
 def read_capacity(connection: Connection) -> Capacity:

@@ -6,7 +6,7 @@ docs/task-model.md describes the claim, leases and takeover; the order of the st
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -80,12 +80,22 @@ class _Applied:
 
 
 class ExecutorSync:
-    """Answers syncs. `wake_dispatch` tells the dispatch loop that there is room; it must not block."""
+    """Answers syncs. `wake_dispatch` tells the dispatch loop that there is room, `hint_output` those who follow a
+    task that it printed or went on; neither may block.
+    """
 
-    def __init__(self, *, pool: Pool, config: SyncConfig, wake_dispatch: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        config: SyncConfig,
+        wake_dispatch: Callable[[], None],
+        hint_output: Callable[[Collection[UUID]], None],
+    ) -> None:
         self._pool = pool
         self._config = config
         self._wake_dispatch = wake_dispatch
+        self._hint_output = hint_output
         self._prefetch = _CachedPrefetch(pool, ahead=config.prefetch_ahead)
 
     def sync(self, request: SyncRequest) -> dict[str, Any]:
@@ -100,6 +110,7 @@ class ExecutorSync:
         is_back = any(entry.ending.task_status == TaskStatus.PENDING for entry in applied.closed)
         if granted or is_back or applied.is_new:
             self._wake_dispatch()
+        self._hint_output(_list_moved_tasks(request, applied))
         return _to_answer(request, applied, prefetch=self._prefetch.read(), lease=self._config.lease)
 
     def _apply(self, connection: Connection, request: SyncRequest) -> _Applied:
@@ -213,6 +224,14 @@ def _list_mentioned(request: SyncRequest) -> set[UUID]:
     mentioned.update(report.run_id for report in request.reports)
     mentioned.update(chunk.run_id for chunk in request.logs)
     return mentioned
+
+
+def _list_moved_tasks(request: SyncRequest, applied: _Applied) -> set[UUID]:
+    """Those that printed something, started or ended."""
+    moved = {chunk.run_id for chunk in request.logs}
+    moved.update(entry.run_id for entry in applied.started)
+    moved.update(entry.run.run_id for entry in applied.closed)
+    return {applied.runs[run_id].task_id for run_id in moved if run_id in applied.runs}
 
 
 def _list_granted_before(request: SyncRequest, runs: Mapping[UUID, LockedRun]) -> list[Held]:

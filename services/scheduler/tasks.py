@@ -13,17 +13,18 @@ from uuid import UUID
 import structlog
 
 from libs.common.clock import utc_now
-from libs.common.errors import Forbidden, Invalid, NotFound
+from libs.common.errors import Forbidden, Invalid
 from libs.common.paging import Cursor, Page, to_page
 from libs.common.postgres import Connection, Pool, in_transaction, on_connection
 from libs.common.tokens import Identity
 from services.scheduler import store
 from services.scheduler.images import is_image_allowed
 from services.scheduler.metrics import TASKS_CREATED
-from services.scheduler.output import decode_result, keep_last_lines
-from services.scheduler.states import TERMINAL_TASK, LogStream, RunStatus, TaskStatus
+from services.scheduler.output import decode_result
+from services.scheduler.states import TERMINAL_TASK, RunStatus, TaskStatus
 from services.scheduler.store import NewTask, Task, TaskFilter
 from services.scheduler.users_client import UsersClient
+from services.scheduler.visibility import may_see, no_such_task, require_visible
 from services.scheduler.waiting import Capacity, Waiting, decide_waiting
 
 log = structlog.get_logger()
@@ -81,8 +82,8 @@ class Tasks:
 
     def get(self, identity: Identity, task_id: UUID) -> dict[str, Any]:
         task = on_connection(self._pool, lambda connection: store.find_task(connection, task_id))
-        if task is None or not _may_see(identity, task.user_id):
-            raise _no_such_task()
+        if task is None or not may_see(identity, task.user_id):
+            raise no_such_task()
         return self._view(task)
 
     def list_page(self, identity: Identity, query: dict[str, Any]) -> Page:
@@ -131,26 +132,10 @@ class Tasks:
     def list_runs(self, identity: Identity, task_id: UUID) -> list[store.Run]:
 
         def work(connection: Connection) -> list[store.Run]:
-            _require_visible(connection, identity, task_id)
+            require_visible(connection, identity, task_id)
             return store.list_runs(connection, task_id)
 
         return on_connection(self._pool, work)
-
-    def read_log(
-        self, identity: Identity, task_id: UUID, *, attempt: int | None, stream: str, tail: int | None
-    ) -> bytes:
-        """What that attempt (the last one when None) printed; empty before the first."""
-        streams = list(LogStream) if stream == "both" else [LogStream(stream)]
-
-        def work(connection: Connection) -> bytes:
-            _require_visible(connection, identity, task_id)
-            run_id = store.find_run_of_attempt(connection, task_id, attempt)
-            if run_id is None and attempt is not None:
-                raise NotFound(f"The task has no attempt {attempt}.")
-            return b"" if run_id is None else store.read_log(connection, run_id, streams)
-
-        data = on_connection(self._pool, work)
-        return data if tail is None else keep_last_lines(data, tail)
 
     def _decide_owner(self, identity: Identity, user_id: UUID | None) -> UUID:
         if user_id is None or user_id == identity.user_id:
@@ -195,24 +180,10 @@ class _CachedCapacity:
         return self._capacity
 
 
-def _may_see(identity: Identity, owner: UUID) -> bool:
-    return identity.is_admin or identity.user_id == owner
-
-
-def _require_visible(connection: Connection, identity: Identity, task_id: UUID) -> None:
-    owner = store.find_owner(connection, task_id)
-    if owner is None or not _may_see(identity, owner):
-        raise _no_such_task()
-
-
-def _no_such_task() -> NotFound:
-    return NotFound("There is no such task.")
-
-
 def _lock_own(connection: Connection, identity: Identity, task_id: UUID) -> store.LockedTask:
     task = store.lock_task(connection, task_id)
-    if task is None or not _may_see(identity, task.user_id):
-        raise _no_such_task()
+    if task is None or not may_see(identity, task.user_id):
+        raise no_such_task()
     return task
 
 

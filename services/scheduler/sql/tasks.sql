@@ -107,17 +107,6 @@ SELECT number, status, reason, exit_code, error_msg, executor_id, image_digest,
  WHERE task_id = %(task_id)s
  ORDER BY number DESC
 
--- name: find_run_of_attempt
-SELECT id FROM scheduler.runs
- WHERE task_id = %(task_id)s AND (%(number)s::int IS NULL OR number = %(number)s)
- ORDER BY number DESC
- LIMIT 1
-
--- name: list_log_chunks
-SELECT data FROM scheduler.run_logs
- WHERE run_id = %(run_id)s AND stream = ANY (%(streams)s::smallint[])
- ORDER BY seq
-
 -- name: read_capacity
 SELECT count(*) AS executors, coalesce(sum(slots), 0) AS slots, coalesce(sum(running), 0) AS running
   FROM scheduler.executors

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from services.scheduler.dispatch import RecentClaims, decide_room, decide_sleep
 from services.scheduler.images import is_image_allowed, is_image_reference
 from services.scheduler.loop_store import Backlog
-from services.scheduler.output import RESULT_BYTES, decode_result, keep_last_lines, keep_tail
+from services.scheduler.output import RESULT_BYTES, decode_result, keep_tail
 from services.scheduler.retry import LOST_LIMIT, decide_ending
 from services.scheduler.states import (
     LIVE_RUN,
@@ -141,16 +141,6 @@ def test_bytes_that_are_no_text_are_shown_as_escapes():
     assert decode_result(b"a\xff\x00b") == "a\\xff\x00b"
     assert decode_result(b"\x80" * RESULT_BYTES) == "\\x80" * RESULT_BYTES
     assert decode_result(None) is None
-
-
-@given(st.lists(st.text(alphabet="ab", max_size=3)), st.booleans(), st.integers(0, 5))
-def test_the_last_lines_are_the_last_ones(lines, ends_with_newline, count):
-    data = "\n".join(lines).encode() + (b"\n" if ends_with_newline else b"")
-
-    kept = keep_last_lines(data, count)
-
-    assert kept.splitlines() == (data.splitlines()[-count:] if count else [])
-    assert data.endswith(kept)
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,11 @@ class World:
         def wake() -> None:
             """The loops are called when the caller likes it."""
 
+        def hint(_task_ids: Collection[UUID]) -> None:
+            """Nobody follows."""
+
         users: Any = self._users
-        self._syncs = ExecutorSync(pool=self.pool, config=self._sync_config, wake_dispatch=wake)
+        self._syncs = ExecutorSync(pool=self.pool, config=self._sync_config, wake_dispatch=wake, hint_output=hint)
         self._tasks = Tasks(pool=self.pool, users=users, limits=OperatorLimits(4.0, 4096, ()), wake_dispatch=wake)
         self.dispatchers = [
             Dispatcher(
