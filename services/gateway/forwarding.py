@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -18,6 +19,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from libs.common.errors import BadRequest, RequestTimeout
 from libs.common.flask_app import MAX_BODY_BYTES
 from services.gateway.client_address import read_client_address, read_scheme
+from services.gateway.event_streams import CONTENT_TYPE, EventStream
 from services.gateway.headers import build_request_headers, build_response_headers
 from services.gateway.published import Route
 from services.gateway.sessions import Sessions
@@ -42,8 +44,9 @@ def publish(
     sessions: Sessions,
     throttling: Throttling,
     trusted_proxies: int,
+    stopping: threading.Event,
 ) -> None:
-    """Add one row of the route table to the app."""
+    """Add one row of the route table to the app. `stopping` ends its streams of events."""
 
     def forward(**_path_parameters: str) -> Response:
         token = sessions.authenticate(route.access, request)
@@ -54,7 +57,11 @@ def publish(
             request.headers, token=token, request_id=g.request_id, client_address=address, scheme=scheme
         )
         call = Call(request.method, read_target(request.environ["RAW_URI"]), headers, body)
-        return _to_response(upstream, upstream.send(call))
+        answer = upstream.send(call)
+        if not answer.headers.get("Content-Type", "").startswith(CONTENT_TYPE) or request.method == "HEAD":
+            return _to_response(answer, _make_body(upstream, answer))
+        watched = EventStream(AnswerBody(upstream, answer), holds=sessions.watch(request), stopping=stopping)
+        return _to_response(answer, watched)
 
     app.add_url_rule(
         route.rule,
@@ -105,16 +112,17 @@ def _discard(body: IO[bytes]) -> None:
                 return
 
 
-def _to_response(upstream: Upstream, answer: BaseHTTPResponse) -> Response:
+def _make_body(upstream: Upstream, answer: BaseHTTPResponse) -> bytes | AnswerBody:
     length = answer.headers.get("Content-Length", "")
-    body: bytes | AnswerBody
     if request.method == "HEAD" or answer.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
         answer.drain_conn()
-        body = b""
-    elif length.isdecimal() and int(length) <= CHUNK_BYTES:
-        body = _read_small(upstream, answer)
-    else:
-        body = AnswerBody(upstream, answer)
+        return b""
+    if length.isdecimal() and int(length) <= CHUNK_BYTES:
+        return _read_small(upstream, answer)
+    return AnswerBody(upstream, answer)
+
+
+def _to_response(answer: BaseHTTPResponse, body: bytes | Iterator[bytes]) -> Response:
     response = Response(body, status=answer.status)
     # Response starts with a content type of its own.
     response.headers.clear()

@@ -7,6 +7,8 @@ from enum import Enum
 
 USERS = "users"
 SCHEDULER = "scheduler"
+# The scheduler's process for what tasks print: many streams at a time.
+SCHEDULER_LOGS = "scheduler-logs"
 
 ALL_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -47,6 +49,7 @@ ROUTES = (
     Route("/api/users/<user_id>", USERS, methods=("GET",), access=Access.OPTIONAL_TOKEN),
     Route("/api/users", USERS),
     Route("/api/users/<path:rest>", USERS),
+    Route("/api/tasks/<task_id>/logs", SCHEDULER_LOGS),
     Route("/api/tasks", SCHEDULER),
     Route("/api/tasks/<path:rest>", SCHEDULER),
 )

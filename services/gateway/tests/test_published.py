@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
 
-from services.gateway.published import ROUTES, SCHEDULER, USERS, Access, Route, Throttle
+from services.gateway.published import ROUTES, SCHEDULER, SCHEDULER_LOGS, USERS, Access, Route, Throttle
 
 
 def find_route(method: str, path: str) -> Route | None:
@@ -42,7 +42,7 @@ def find_route(method: str, path: str) -> Route | None:
         ("GET", "/api/users/me/tokens", Access.TOKEN),
         ("POST", "/api/tasks", Access.TOKEN),
         ("POST", "/api/tasks/", Access.TOKEN),
-        ("GET", "/api/tasks/7f/logs", Access.TOKEN),
+        ("GET", "/api/tasks/7f", Access.TOKEN),
     ],
 )
 def test_each_path_asks_for_the_token_that_the_api_promises(method: str, path: str, access: Access):
@@ -51,6 +51,14 @@ def test_each_path_asks_for_the_token_that_the_api_promises(method: str, path: s
     assert route is not None
     assert route.access is access
     assert route.upstream == (SCHEDULER if path.startswith("/api/tasks") else USERS)
+
+
+@pytest.mark.parametrize("path", ["/api/tasks/7f/logs", "/api/tasks/7f/logs/"])
+def test_output_comes_from_a_process_of_its_own(path: str):
+    route = find_route("GET", path)
+
+    assert route is not None
+    assert (route.upstream, route.access) == (SCHEDULER_LOGS, Access.TOKEN)
 
 
 @pytest.mark.parametrize(

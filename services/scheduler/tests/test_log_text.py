@@ -4,6 +4,7 @@ import base64
 import codecs
 import json
 from datetime import UTC, datetime
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,9 +20,10 @@ PRINTED = st.one_of(st.binary(max_size=8), st.text(alphabet="aé☃𝄞\n\x1b", 
 WRITES = st.lists(st.tuples(st.sampled_from(list(LogStream)), PRINTED.filter(bool)), max_size=12)
 
 
-def read_data(body: bytes) -> dict:
+def read_data(body: bytes) -> dict[str, Any]:
     (line,) = [line for line in body.splitlines() if line.startswith(b"data: ")]
-    return json.loads(line.removeprefix(b"data: "))
+    fields: dict[str, Any] = json.loads(line.removeprefix(b"data: "))
+    return fields
 
 
 def read_bytes(body: bytes) -> bytes:
