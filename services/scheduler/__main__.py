@@ -21,7 +21,8 @@ from services.scheduler.config import LoopsConfig, read_loops_config
 from services.scheduler.dispatch import DispatchConfig, Dispatcher, DispatchLoop
 from services.scheduler.loop_metrics import DEAD_LETTERS
 from services.scheduler.loops import LoopThread
-from services.scheduler.presence import PART_DISPATCH, PART_SWEEP
+from services.scheduler.presence import PART_DISPATCH, PART_RETENTION, PART_SWEEP
+from services.scheduler.retention import Retention, RetentionConfig
 from services.scheduler.sweep import SweepConfig, Sweeper
 from services.scheduler.users_client import UsersClient
 from services.scheduler.wakeups import DISPATCH_CHANNEL
@@ -62,6 +63,13 @@ def run(config: LoopsConfig, shutdown: Shutdown) -> None:
             wait=lambda pause: _wait(shutdown, pause),
             pool=pool,
         )
+        retention = Retention(pool=pool, config=RetentionConfig(ages=config.retention))
+        cleaner = LoopThread(
+            name=PART_RETENTION,
+            run_once=retention.run_once,
+            wait=lambda pause: _wait(shutdown, pause),
+            pool=pool,
+        )
         health = serve_health(
             port=config.health_port,
             checks=[
@@ -70,21 +78,23 @@ def run(config: LoopsConfig, shutdown: Shutdown) -> None:
                 Check("redis", listener.check, required=False),
                 Check("dispatch", dispatch.check),
                 Check("sweep", sweep.check),
+                Check("retention", cleaner.check, required=False),
             ],
-            is_alive=lambda: dispatch.is_alive and sweep.is_alive,
+            is_alive=lambda: all(loop.is_alive for loop in (dispatch, sweep, cleaner)),
         )
         publisher.start()
         listener.start()
         dispatch.start()
         sweep.start()
+        cleaner.start()
 
         shutdown.wait()
 
         log.info("service_stopping")
-        for loop in (dispatch, sweep):
+        for loop in (dispatch, sweep, cleaner):
             loop.ask_to_stop()
         dispatch_loop.wake()
-        for loop in (dispatch, sweep):
+        for loop in (dispatch, sweep, cleaner):
             loop.join(_STOP_SECONDS)
         listener.close()
         publisher.close()

@@ -16,6 +16,7 @@ from libs.common.tokens import JwksKeys, KeySource, TokenVerifier
 from services.scheduler import internal_routes, presence, routes
 from services.scheduler.config import HttpConfig, read_http_config
 from services.scheduler.presence import Presence
+from services.scheduler.storage import StorageGuard
 from services.scheduler.sync import ExecutorSync, SyncConfig
 from services.scheduler.tasks import OperatorLimits, Tasks
 from services.scheduler.users_client import UsersClient
@@ -53,10 +54,13 @@ def build_app(
 ) -> Flask:
     """The app over what its tests may replace."""
     verifier = TokenVerifier(keys=keys, issuer=config.token_issuer, audience=config.token_audience)
+    storage = StorageGuard(path=config.storage_path, min_free_mb=config.storage_min_free_mb)
     limits = OperatorLimits(
         cpus=config.max_task_cpus, memory_mb=config.max_task_memory_mb, images=config.image_allow_list
     )
-    tasks = Tasks(pool=pool, users=users, limits=limits, wake_dispatch=waker.wake)
+    tasks = Tasks(
+        pool=pool, users=users, limits=limits, wake_dispatch=waker.wake, require_room=storage.require_room
+    )
     executor_sync = ExecutorSync(
         pool=pool, config=sync_config or SyncConfig(), wake_dispatch=waker.wake, hint_output=waker.hint_output
     )
@@ -65,6 +69,7 @@ def build_app(
         checks=[
             Check("postgres", lambda: postgres.ping(pool)),
             Check("redis", waker.ping, required=False),
+            Check("storage", storage.check, required=False),
             Check("executors", lambda: presence.read_executors(pool), required=False),
             Check("loops", lambda: presence.read_loops(pool), required=False),
         ],

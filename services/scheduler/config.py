@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from environs import Env, validate
 
 from libs.common.config import Secret, read_environment, read_log_level, read_secret, read_secret_url
 from libs.common.postgres import read_database_url
+from services.scheduler.states import TaskStatus
+
+_RETENTION_DAYS = {TaskStatus.COMPLETED: 7, TaskStatus.FAILED: 30, TaskStatus.CANCELLED: 7}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +31,8 @@ class HttpConfig:
     max_task_cpus: float
     max_task_memory_mb: int
     image_allow_list: tuple[str, ...]
+    storage_path: Path | None
+    storage_min_free_mb: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +60,7 @@ class LoopsConfig:
     users_url: str
     internal_token: Secret
     executor_lost: timedelta
+    retention: Mapping[TaskStatus, timedelta]
     health_port: int
 
 
@@ -69,6 +77,8 @@ def read_http_config(env: Env) -> HttpConfig:
         max_task_cpus=env.float("MAX_TASK_CPUS", 64.0, validate=validate.Range(min=0.05)),
         max_task_memory_mb=env.int("MAX_TASK_MEMORY_MB", 1_048_576, validate=validate.Range(min=16)),
         image_allow_list=tuple(filter(None, map(str.strip, env.list("IMAGE_ALLOW_LIST", [])))),
+        storage_path=Path(path) if (path := env.str("STORAGE_PATH", "")) else None,
+        storage_min_free_mb=env.int("STORAGE_MIN_FREE_MB", 1024, validate=validate.Range(min=0)),
     )
 
 
@@ -96,5 +106,15 @@ def read_loops_config(env: Env) -> LoopsConfig:
         executor_lost=timedelta(
             seconds=env.int("EXECUTOR_LOST_SECONDS", 300, validate=validate.Range(min=10, max=86_400))
         ),
+        retention=_read_retention(env),
         health_port=env.int("HEALTH_PORT", 8004, validate=validate.Range(1, 65_535)),
     )
+
+
+def _read_retention(env: Env) -> dict[TaskStatus, timedelta]:
+    """Statuses whose tasks are kept for ever (0 days) are left out."""
+    days = {
+        status: env.int(f"RETENTION_{status.name}_DAYS", default, validate=validate.Range(min=0, max=36_500))
+        for status, default in _RETENTION_DAYS.items()
+    }
+    return {status: timedelta(days=count) for status, count in days.items() if count}

@@ -16,7 +16,7 @@ from services.scheduler.schemas import LogHeaderSchema, LogQuerySchema
 from services.scheduler.states import LogStream
 
 # How long the gateway may not read. It cuts its own clients off earlier, so this is for a gateway that is stuck.
-_SEND_SECONDS = 30.0
+_SEND_SECONDS = 60.0
 
 _TEXT = "text/plain"
 _CONTENTS = {

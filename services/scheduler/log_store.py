@@ -63,7 +63,7 @@ def list_log_page(
 ) -> LogPage:
     """The chunks behind the number `after`, in order: as many as fit into the budget, at least one."""
     bound = {"run_id": run_id, "after": after}
-    return _list(connection, "list_log_page", bound, budget_bytes=budget_bytes, streams=streams)
+    return _list(connection, QUERIES["list_log_page"], bound, budget_bytes=budget_bytes, streams=streams)
 
 
 def list_log_page_backwards(
@@ -76,11 +76,11 @@ def list_log_page_backwards(
 ) -> LogPage:
     """The chunks in front of the number `before`, the last one first."""
     bound = {"run_id": run_id, "before": before}
-    return _list(connection, "list_log_page_backwards", bound, budget_bytes=budget_bytes, streams=streams)
+    return _list(connection, QUERIES["list_log_page_backwards"], bound, budget_bytes=budget_bytes, streams=streams)
 
 
 def _list(
-    connection: Connection, query: str, bound: dict[str, Any], *, budget_bytes: int, streams: Sequence[LogStream]
+    connection: Connection, query: bytes, bound: dict[str, Any], *, budget_bytes: int, streams: Sequence[LogStream]
 ) -> LogPage:
     parameters = {
         "streams": [LOG_STREAM_NUMBERS[stream] for stream in streams],
@@ -89,7 +89,7 @@ def _list(
         **bound,
     }
     # In the text format bytes would come as hexadecimal digits, twice as many.
-    rows = connection.execute(QUERIES[query], parameters, binary=True).fetchall()
+    rows = connection.execute(query, parameters, binary=True).fetchall()
     chunks = [StoredChunk(row["seq"], _STREAMS[row["stream"]], row["at"], row["data"]) for row in rows]
     size = sum(len(chunk.data) for chunk in chunks)
     return LogPage(chunks, is_last=len(chunks) < _MOST_CHUNKS and size < budget_bytes)

@@ -19,6 +19,18 @@ RUNS_LOST = Counter("taskrunner_runs_lost_total", "Runs that were given up with 
 DEAD_LETTERS = Gauge("taskrunner_dead_letters", "Messages that nobody could read; NaN when the broker is away.")
 LOOP_FAILURES = Counter("taskrunner_loop_failures_total", "Passes of a loop that ended in an error.", ["loop"])
 
+RETENTION_REMOVED = Counter(
+    "taskrunner_retention_removed_total", "Finished tasks that were removed for their age.", ["status"]
+)
+RETENTION_DURATION = Histogram(
+    "taskrunner_retention_duration_seconds",
+    "Removing one batch of finished tasks.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
+)
+RETENTION_LAG = Gauge(
+    "taskrunner_retention_lag_seconds", "For how long the longest finished task should have been gone.", ["status"]
+)
+
 TASKS = Gauge("taskrunner_tasks", "Tasks that have not ended.", ["status"])
 OVERDUE = Gauge("taskrunner_oldest_due_task_seconds", "How long the longest waiting due task has waited.")
 SLOTS = Gauge("taskrunner_slots", "Slots of the executors that were heard of lately.")

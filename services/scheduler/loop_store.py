@@ -10,6 +10,7 @@ from uuid import UUID
 from psycopg.rows import class_row
 
 from libs.common.postgres import Connection, load_queries
+from services.scheduler.states import TaskStatus
 from services.scheduler.waiting import EXECUTOR_SEEN_WITHIN
 
 QUERIES = load_queries("services.scheduler")
@@ -112,3 +113,16 @@ def forget_executors(connection: Connection, *, silence: timedelta) -> int:
 def count_tasks(connection: Connection) -> dict[str, int]:
     """How many tasks there are of each status that isn't terminal."""
     return {row["status"]: row["count"] for row in connection.execute(QUERIES["count_tasks"])}
+
+
+def delete_finished_tasks(connection: Connection, status: TaskStatus, *, age: timedelta, limit: int) -> int:
+    """Remove tasks of that status that ended longer ago than `age`, with runs and output. Returns how many."""
+    parameters = {"status": status, "age": age, "limit": limit}
+    return connection.execute(QUERIES["delete_finished_tasks"], parameters).rowcount
+
+
+def read_retention_lag(connection: Connection, status: TaskStatus, *, age: timedelta) -> timedelta:
+    """For how long the longest finished task of that status should have been gone; zero when none should."""
+    row = connection.execute(QUERIES["read_retention_lag"], {"status": status, "age": age}).fetchone()
+    lag: timedelta | None = None if row is None else row["lag"]
+    return timedelta(0) if lag is None else max(lag, timedelta(0))

@@ -52,23 +52,33 @@ class OperatorLimits:
 class Tasks:
     """The use cases of the task API. Every method that names a task raises NotFound for another user's.
 
-    `wake_dispatch` tells the dispatch loop that something is due; it must not block.
+    `wake_dispatch` tells the dispatch loop that something is due; it must not block. `require_room` raises
+    Unavailable when there is none for new tasks.
     """
 
     def __init__(
-        self, *, pool: Pool, users: UsersClient, limits: OperatorLimits, wake_dispatch: Callable[[], None]
+        self,
+        *,
+        pool: Pool,
+        users: UsersClient,
+        limits: OperatorLimits,
+        wake_dispatch: Callable[[], None],
+        require_room: Callable[[], None],
     ) -> None:
         self._pool = pool
         self._users = users
         self._limits = limits
         self._wake_dispatch = wake_dispatch
+        self._require_room = require_room
         self._capacity = _CachedCapacity(pool)
 
     def create(self, identity: Identity, fields: dict[str, Any], *, request_id: str) -> dict[str, Any]:
         """Insert the task as pending and wake the dispatch loop when it is due.
 
-        Raises Invalid (limits, unknown userId) and Forbidden (userId of somebody else, by a non-admin).
+        Raises Invalid (limits, unknown userId), Forbidden (userId of somebody else, by a non-admin) and
+        Unavailable (no room for it).
         """
+        self._require_room()
         now = utc_now()
         owner = self._decide_owner(identity, fields["user_id"])
         _check_scheduled_at(fields["scheduled_at"], now=now)

@@ -139,6 +139,8 @@ def make_config(**changes: Any) -> HttpConfig:
             "max_task_cpus": 64.0,
             "max_task_memory_mb": 1_048_576,
             "image_allow_list": (),
+            "storage_path": None,
+            "storage_min_free_mb": 0,
             **changes,
         }
     )
@@ -219,6 +221,16 @@ def make_client(pool, users, waker, log_app):
 @pytest.fixture
 def client(make_client) -> FlaskClient:
     return make_client()
+
+
+@pytest.fixture
+def make_caller():
+    """A user of another app than `client`, over the same database."""
+
+    def make(client: FlaskClient, user_id: UUID | None = None) -> ApiClient:
+        return ApiClient(client, user_id or uuid.uuid4(), ["user"])
+
+    return make
 
 
 @pytest.fixture

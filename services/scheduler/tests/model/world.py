@@ -107,7 +107,13 @@ class World:
 
         users: Any = self._users
         self._syncs = ExecutorSync(pool=self.pool, config=self._sync_config, wake_dispatch=wake, hint_output=hint)
-        self._tasks = Tasks(pool=self.pool, users=users, limits=OperatorLimits(4.0, 4096, ()), wake_dispatch=wake)
+        self._tasks = Tasks(
+            pool=self.pool,
+            users=users,
+            limits=OperatorLimits(4.0, 4096, ()),
+            wake_dispatch=wake,
+            require_room=wake,
+        )
         self.dispatchers = [
             Dispatcher(
                 pool=self.pool,
