@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from bench.api import Api, timestamp
 
 FOLLOWERS = 100
+LEAD_SECONDS = 2
 # Nothing else in a stream has this character, so that counting it counts what was printed.
 PRINTED = "~"
 PRINTED_BYTES = 10 * 1024 * 1024
@@ -44,8 +45,11 @@ class Follower:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def join(self) -> None:
+    def check(self) -> None:
+        """Wait for the stream's end; leave when something is missing."""
         self._thread.join(120)
+        if not (self.printed == CAP_BYTES and self.has_mark and self.has_ended):
+            raise SystemExit(f"a follower got {self.printed} of {CAP_BYTES} bytes; end: {self.has_ended}")
 
     def _run(self) -> None:
         parts = urlsplit(self._api.base_url)
@@ -63,17 +67,24 @@ class Follower:
         self.ended_at = time.time()
 
 
-def measure_run(api: Api, script: str, *, followers: int) -> tuple[float, float]:
-    """Seconds that the run took, and those from its end to the last follower's. Ends when a byte is missing."""
-    due_task = api.create(command="sh", args=["-c", f"sleep 2; {script}"], network="none")
-    followed = [Follower(api, due_task) for _ in range(followers)]
-    for follower in followed:
-        follower.opened.wait(30)
-    (task,) = api.wait([due_task])
-    for follower in followed:
-        follower.join()
-        if not (follower.printed == CAP_BYTES and follower.has_mark and follower.has_ended):
-            raise SystemExit(f"a follower got {follower.printed} bytes of {CAP_BYTES}, end: {follower.has_ended}")
-    took = timestamp(task["finishedAt"]) - timestamp(task["startedAt"]) - 2
-    last = max((follower.ended_at for follower in followed), default=time.time())
-    return took, last - timestamp(task["finishedAt"])
+class Following:
+    """Measures runs with and without followers. `delays`: from each run's end to its last follower's, in seconds."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self.delays: list[float] = []
+
+    def measure_run(self, script: str, *, followers: int) -> float:
+        """Seconds that the run took. The measurement ends when a follower lacks a byte."""
+        # All are there before the first byte is.
+        task_id = self._api.create(command="sh", args=["-c", f"sleep {LEAD_SECONDS}; {script}"], network="none")
+        followed = [Follower(self._api, task_id) for _ in range(followers)]
+        for follower in followed:
+            follower.opened.wait(30)
+        (task,) = self._api.wait([task_id])
+        for follower in followed:
+            follower.check()
+        if followed:
+            ended_at = max(follower.ended_at for follower in followed)
+            self.delays.append(ended_at - timestamp(task["finishedAt"]))
+        return timestamp(task["finishedAt"]) - timestamp(task["startedAt"]) - LEAD_SECONDS

@@ -1,4 +1,4 @@
-"""Output as server-sent events (docs/logs.md). Pure."""
+"""Output as server-sent events (docs/output.md). Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Followers of tasks' output: many of one task share one reading of it (docs/logs.md)."""
+"""Followers of tasks' output: many of one task share one reading of it (docs/output.md)."""
 
 from __future__ import annotations
 
