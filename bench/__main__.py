@@ -8,6 +8,7 @@ Prints a table of medians with the ratio to each baseline. Sends traffic to the 
 from __future__ import annotations
 
 import os
+import statistics
 import sys
 import uuid
 from collections.abc import Callable
@@ -131,6 +132,8 @@ def run() -> None:
             ),
         ]
     )
+    delay = statistics.median(following.delays)
+    print(f"\nthe last of {FOLLOWERS} followers had everything {delay:.2f} s after the run's end")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ class Follower:
 
 
 class Following:
-    """Measures runs with and without followers. `delays`: from each run's end to its last follower's, in seconds."""
+    """Measures runs with and without followers. `delays`: seconds from each run's end to its last follower's."""
 
     def __init__(self, api: Api) -> None:
         self._api = api

@@ -102,6 +102,17 @@ def test_a_claim_is_granted_with_its_task_and_epoch(bench: Bench):
     assert bench.sync.held_count == 1
 
 
+def test_of_output_as_much_is_kept_as_the_operator_says(bench: Bench):
+    identity = Identity(executor_id="executor-1", boot_id="boot-2", engine_id="engine-1", host="here", slots=2)
+    bench.sync = Sync(identity=identity, post=bench._post, listener=bench.listener, output_cap_bytes=3)
+    run = bench.claim(bench.scheduler.add())
+
+    run.output.append("stdout", b"12345")
+
+    (chunk,) = run.output.take(1000)
+    assert chunk.data.startswith(b"123\n[output truncated")
+
+
 def test_a_run_that_is_not_to_be_had_is_refused(bench: Bench):
     row = bench.scheduler.add()
     row.status = "cancelled"
