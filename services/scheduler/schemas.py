@@ -269,10 +269,10 @@ class TaskQuerySchema(PageQuery):
 
 
 class QueryFlag(fields.Boolean):
-    """`true` or `false` in a query string, also `1` and `0`; the bare name (`?follow`) means true."""
+    """`true` or `false` in a query string, as Python writes them too, and `1` and `0`; `?follow` is true."""
 
-    truthy = {"true", "1", ""}  # noqa: RUF012  marshmallow declares it so.
-    falsy = {"false", "0"}  # noqa: RUF012
+    truthy = {"true", "True", "1", ""}  # noqa: RUF012  marshmallow declares it so.
+    falsy = {"false", "False", "0"}  # noqa: RUF012
 
 
 class LogQuerySchema(BaseSchema):

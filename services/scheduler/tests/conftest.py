@@ -57,12 +57,13 @@ class CountingWaker:
 
     def __init__(self) -> None:
         self.count = 0
+        self.outputs: list[str] = []
 
     def wake(self) -> None:
         self.count += 1
 
     def hint_output(self, task_ids) -> None:
-        """Nobody listens."""
+        self.outputs += map(str, task_ids)
 
     def ping(self) -> None:
         """Always there."""

@@ -409,3 +409,30 @@ def test_a_process_that_stops_ends_its_streams_without_an_end(running, executor,
 
     assert first.data["text"] == "so far"
     assert list(stream) == []
+
+
+def test_who_follows_is_hinted_when_a_task_starts_prints_and_ends(queue, executor, waker):
+    task, run_id = queue()
+    executor.claim(run_id)
+    hints = []
+
+    for step in (executor.start, lambda run_id: executor.print(run_id, b"x"), executor.finish):
+        waker.outputs.clear()
+        step(run_id)
+        hints.append(waker.outputs.copy())
+    waker.outputs.clear()
+    executor.sync()
+
+    assert hints == [[task["id"]]] * 3
+    assert waker.outputs == []
+
+
+@pytest.mark.parametrize("flag", ["true", "True", "1", ""])
+def test_a_flag_is_written_in_several_ways(user, running, executor, flag):
+    task_id, run_id = running()
+    executor.finish(run_id)
+
+    answer = user("GET", f"/api/tasks/{task_id}/logs", query_string={"follow": flag})
+
+    assert answer.headers["Content-Type"] == "text/event-stream"
+    assert b"event: end" in answer.data
