@@ -11,6 +11,7 @@ import structlog
 from libs.common import postgres
 from libs.common.config import load_config, masked
 from libs.common.health import Check, serve_health
+from libs.common.hints import HintListener
 from libs.common.logs import configure_logs
 from libs.common.postgres import open_pool
 from libs.common.publisher import Publisher
@@ -23,7 +24,7 @@ from services.scheduler.loops import LoopThread
 from services.scheduler.presence import PART_DISPATCH, PART_SWEEP
 from services.scheduler.sweep import SweepConfig, Sweeper
 from services.scheduler.users_client import UsersClient
-from services.scheduler.wakeups import WakeListener
+from services.scheduler.wakeups import DISPATCH_CHANNEL
 
 log = structlog.get_logger()
 
@@ -44,7 +45,7 @@ def run(config: LoopsConfig, shutdown: Shutdown) -> None:
         DEAD_LETTERS.set_function(lambda: _count_dead_letters(publisher))
         dispatcher = Dispatcher(pool=pool, publisher=publisher, config=DispatchConfig())
         dispatch_loop = DispatchLoop(dispatcher=dispatcher)
-        listener = WakeListener(config.redis_url.reveal(), dispatch_loop.wake)
+        listener = HintListener(config.redis_url.reveal(), DISPATCH_CHANNEL, lambda _: dispatch_loop.wake())
         sweeper = Sweeper(
             pool=pool,
             dispatcher=dispatcher,

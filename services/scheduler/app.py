@@ -56,7 +56,7 @@ def build_app(
     limits = OperatorLimits(
         cpus=config.max_task_cpus, memory_mb=config.max_task_memory_mb, images=config.image_allow_list
     )
-    tasks = Tasks(pool=pool, users=users, limits=limits, wake_dispatch=waker.wake)
+    tasks = Tasks(pool=pool, users=users, limits=limits, wake_dispatch=waker.wake, hint_stop=waker.hint_stop)
     executor_sync = ExecutorSync(pool=pool, config=sync_config or SyncConfig(), wake_dispatch=waker.wake)
     app = create_service_app(
         "scheduler",

@@ -12,6 +12,7 @@ from libs.common.errors import NotFound
 from libs.common.openapi import ApiBlueprint
 from libs.common.paging import Page
 from libs.common.tokens import Identity, TokenVerifier, require_identity
+from services.scheduler.receipts import to_receipt
 from services.scheduler.schemas import (
     LogQuerySchema,
     NewTaskSchema,
@@ -77,8 +78,8 @@ def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:
     @routes.doc(security=_SECURITY, operationId="listRuns")
     @routes.response(200, RunsSchema)
     def list_runs(task_id: str) -> dict[str, Any]:
-        """List a task's runs, newest first"""
-        return {"items": tasks.list_runs(g.identity, _task_id(task_id))}
+        """List a task's runs with their receipts, newest first"""
+        return {"items": [to_receipt(run) for run in tasks.list_runs(g.identity, _task_id(task_id))]}
 
     @routes.get("/api/tasks/<task_id>/logs", parameters=_TASK_ID)
     @routes.doc(security=_SECURITY, operationId="getLogs")

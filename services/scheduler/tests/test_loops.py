@@ -14,6 +14,7 @@ from libs.common.clock import format_time, parse_time, utc_now
 from libs.common.config import Secret
 from libs.common.consumer import Consumer, Delivery
 from libs.common.errors import Unavailable
+from libs.common.hints import HintListener
 from libs.common.messages import decode_run_message
 from libs.common.publisher import Publisher
 from libs.common.topology import RUNS_QUEUE
@@ -23,7 +24,7 @@ from services.scheduler.loops import LoopThread
 from services.scheduler.sweep import SweepConfig, Sweeper
 from services.scheduler.tests.executors import FakeExecutor
 from services.scheduler.users_client import Deletion
-from services.scheduler.wakeups import WakeListener, Waker
+from services.scheduler.wakeups import DISPATCH_CHANNEL, Waker
 
 pytestmark = pytest.mark.component
 
@@ -307,7 +308,7 @@ def test_a_million_waiting_tasks_do_not_slow_a_look_at_the_backlog_down(pool):
 def test_a_wake_up_starts_a_task_at_once(user, executor, pool, publisher, fresh_redis_url, dispatcher):
     loop = DispatchLoop(dispatcher=dispatcher)
     loop_thread = LoopThread(name="dispatch", run_once=loop.run_once, wait=loop.wait, pool=pool)
-    listener = WakeListener(fresh_redis_url, loop.wake)
+    listener = HintListener(fresh_redis_url, DISPATCH_CHANNEL, lambda _: loop.wake())
     waker = Waker(fresh_redis_url)
     listener.start()
     loop_thread.start()
