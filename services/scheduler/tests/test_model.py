@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -127,11 +127,11 @@ def _never_publish_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Dispatcher, "publish_again", lambda *_, **__: 0)
 
 
-def _count_no_attempts(patch: pytest.MonkeyPatch) -> None:
-    def forgetful(outcome: Outcome, **facts: Any) -> Ending:
-        return decide_ending(outcome, **facts | {"attempts": 1})
+def _try_for_ever(patch: pytest.MonkeyPatch) -> None:
+    def decide(outcome: Outcome, **facts: Any) -> Ending:
+        return decide_ending(outcome, **facts | {"policy": replace(facts["policy"], max_attempts=20)})
 
-    patch.setattr(endings, "decide_ending", forgetful)
+    patch.setattr(endings, "decide_ending", decide)
 
 
 def _retry_at_once(patch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ MUTATIONS = {
     "S3, an adopter starts nothing": Mutation(model="S3", breaks="S3|S4|promise 2"),
     "S4, proof before a run is closed": Mutation(patch=_close_when_the_lease_runs_out, breaks="S4|promise 2"),
     "the sweep's second publish": Mutation(patch=_never_publish_again, breaks="promise 1"),
-    "the limit on attempts": Mutation(patch=_count_no_attempts, breaks="retry: more attempts"),
+    "the limit on attempts": Mutation(patch=_try_for_ever, breaks="retry: more attempts"),
     "the backoff": Mutation(patch=_retry_at_once, breaks="retry: the backoff"),
     "45 s after a restart": Mutation(sync_config=SyncConfig(settle=timedelta(0)), breaks="within 45 s"),
     "the trigger on terminal tasks": Mutation(

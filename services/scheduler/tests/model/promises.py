@@ -158,8 +158,9 @@ def _check_retries(tasks: Rows, runs: Rows) -> None:
             by_task[run["task_id"]].append(run)
     for key, own in by_task.items():
         task = tasks[key]
-        assert len(own) <= task["max_attempts"], "retry: more attempts than the task asks for"
-        ended = own if task["status"] == TaskStatus.PENDING else own[:-1]
+        is_open = task["status"] == TaskStatus.PENDING
+        assert len(own) + is_open <= task["max_attempts"], "retry: more attempts than the task asks for"
+        ended = own if is_open else own[:-1]
         for number, run in enumerate(ended, start=1):
             assert run["status"] == RunStatus.FAILED, f"retry: another attempt after one that is {run['status']}"
             codes = task["retry_exit_codes"]
