@@ -93,6 +93,9 @@ class Promises:
 
     def _check_closed(self, runs: Rows) -> None:
         """S4: at its closing nothing of a run is at work, unless its engine is given up."""
+        # Of a deleted task: one sweep gives its run up and then deletes both.
+        vanished = [run for key, run in self._runs.items() if key not in runs and run["status"] in HELD_RUN]
+        self._given_up |= {run["id"] for run in vanished if self._is_engine_given_up(run)}
         for key, run in runs.items():
             old = self._runs.get(key)
             if run["status"] not in TERMINAL_RUN or (old is not None and old["status"] in TERMINAL_RUN):
