@@ -1,9 +1,9 @@
 """What a run uses: the peak of its memory and its processor time, read from the engine's control groups.
 
-The engine's own statistics cost it more than a short run does, and come too late for one: when the output has
-ended the control group is gone. So each is looked at while it lasts, often at first and ever less often, so that
-what is missed is at most a twentieth of the run's time, and never more than a second. The peak is the kernel's
-own: only growth after the last look is missed.
+The engine takes a second to answer for its own statistics, and when a run's output has ended its control groups
+are gone. So they are looked at while they last, often at first and ever less often: what is missed is at most a
+twentieth of the run's time (of a short one 20 ms), and never more than a second. The peak is the kernel's own, so
+only growth after the last look is missed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import structlog
 
 log = structlog.get_logger()
 
-FIRST_PAUSE_SECONDS = 0.01
+FIRST_PAUSE_SECONDS = 0.02
 LAST_PAUSE_SECONDS = 1.0
 PAUSE_SHARE = 0.05
 IDLE_SECONDS = 60.0

@@ -139,8 +139,8 @@ def open_files() -> Callable[[], int]:
 
 
 @given(st.floats(0, 1e6), st.floats(0, 1e6))
-def test_looks_become_rarer_with_age_and_miss_at_most_a_twentieth_or_a_second(age, more):
+def test_looks_become_rarer_with_age_and_miss_at_most_a_twentieth(age, more):
     pause = decide_pause(age)
 
     assert pause <= decide_pause(age + more) <= LAST_PAUSE_SECONDS
-    assert pause <= max(age * 0.05, 0.01)
+    assert pause <= max(age * 0.05, 0.02)
