@@ -15,6 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
@@ -32,9 +33,12 @@ from services.executor.frames import FrameReader
 # A create or a start on a loaded machine may take long; giving up on it early would only add doubt.
 CALL_TIMEOUT_SECONDS = 120
 READ_BYTES = 64 * 1024
+# How long after an exit the engine may still learn why.
+LATE_EVENT_SECONDS = 1.0
 KNOWN_DIGESTS = 512
 
 _UNIX_SCHEME = "unix://"
+_KILLED = 137
 _NEVER = "0001-01-01T00:00:00Z"
 _COMPOSE_PROJECT = "com.docker.compose.project"
 
@@ -152,9 +156,12 @@ class DockerRuntime:
     @_translate
     def find(self, name_or_id: str) -> rt.ContainerState | None:
         try:
-            return _read_state(self._client.inspect_container(name_or_id))
+            state = _read_state(self._client.inspect_container(name_or_id))
         except docker.errors.NotFound:
             return None
+        if state.exited and state.exit_code == _KILLED and not state.oom_killed:
+            return replace(state, oom_killed=self._saw_out_of_memory(state))
+        return state
 
     @_translate
     def kill(self, container_id: str, signal: str) -> bool:
@@ -312,6 +319,24 @@ class DockerRuntime:
     @_translate
     def _read_some(self, response: requests.Response) -> bytes:
         return bytes(response.raw.read1(READ_BYTES))
+
+    def _saw_out_of_memory(self, state: rt.ContainerState) -> bool:
+        """Whether the engine told so in an event: what it hears after the exit it doesn't put into the state.
+
+        All times are the engine's own, and it answers at once when the last of them is over.
+        """
+        if state.started_at is None or state.finished_at is None:
+            return False
+        client = self._client
+        params = {
+            "since": f"{state.started_at.timestamp():.6f}",
+            "until": f"{state.finished_at.timestamp() + LATE_EVENT_SECONDS:.6f}",
+            "filters": json.dumps({"container": [state.container_id], "event": ["oom"]}),
+        }
+        response = client.get(
+            f"{client.base_url}/v{client.api_version}/events", params=params, timeout=CALL_TIMEOUT_SECONDS
+        )
+        return response.status_code == 200 and bool(response.content.strip())
 
     def _find_network(self, network: rt.TaskNetwork) -> str | None:
         for found in self._client.networks(names=[network.name]):

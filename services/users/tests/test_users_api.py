@@ -1,4 +1,4 @@
-"""Reading, creating, changing and deleting users: every status of API.md's table."""
+"""Reading, creating, changing and deleting users: every status that they can answer with."""
 
 from __future__ import annotations
 
