@@ -14,6 +14,7 @@ import structlog
 from libs.common.config import load_config, masked
 from libs.common.consumer import Consumer
 from libs.common.health import Check, serve_health
+from libs.common.hints import STOP_CHANNEL, HintListener
 from libs.common.logs import configure_logs
 from libs.common.shutdown import Shutdown
 from libs.common.topology import RUNS_QUEUE
@@ -21,6 +22,7 @@ from services.executor.config import ExecutorConfig, read_config
 from services.executor.container_options import ContainerSettings
 from services.executor.docker_runtime import DockerRuntime
 from services.executor.engine import EngineMonitor
+from services.executor.meter import Meter
 from services.executor.metrics import SLOTS, SLOTS_USED
 from services.executor.network_guard import GuardSettings, NetworkGuard
 from services.executor.noop_runtime import NoopRuntime
@@ -56,10 +58,12 @@ class Executor:
         )
         self._stopper = Stopper(self._open_runtime())
         self._spool = Spool(directory=config.spool_directory, limit_bytes=config.spool_mb * MIB)
+        self._meter = Meter(config.cgroup_directory)
         self._prefetcher = Prefetcher(runtime=self._open_runtime(), limit=config.pull_limit)
         self._slots: Slots | None = None
         self._sync: Sync | None = None
         self._consumer: Consumer | None = None
+        self._hints: HintListener | None = None
 
     def run(self) -> None:
         """Start, work until the stop is asked, stop. What still runs then is adopted by the next start."""
@@ -107,10 +111,14 @@ class Executor:
         self._threads.extend(slots.threads)
         self._start_thread("stopper", self._stopper.run)
         self._start_thread("spool", self._spool.run)
+        self._start_thread("meter", self._meter.run)
         self._start_thread("prefetch", self._prefetcher.run)
         self._start_thread("sync", sync.run)
         self._start_thread("consumer", consumer.run)
         self._start_thread("reaper", self._reap)
+        if self._config.redis_url is not None:
+            self._hints = HintListener(self._config.redis_url.reveal(), STOP_CHANNEL, sync.hint)
+            self._hints.start()
         # What an earlier start left running takes its slots before anything new does.
         while not self._shutdown.asked and not sync.wait_first(0.2):
             pass
@@ -162,6 +170,7 @@ class Executor:
             stops=self._stopper,
             engine=self._engine,
             spool=self._spool,
+            meter=self._meter,
             settings=ContainerSettings(
                 instance=config.instance,
                 executor_id=config.executor_id,
@@ -197,6 +206,7 @@ class Executor:
             Check("engine", self._engine.probe),
             Check("broker", self._probe_broker),
             Check("scheduler", self._probe_scheduler),
+            *([Check("redis", self._probe_hints, required=False)] if self._config.redis_url else []),
         ]
 
     def _probe_broker(self) -> None:
@@ -210,6 +220,11 @@ class Executor:
         if age is None or age > SYNC_STALE_SECONDS:
             raise TimeoutError("no sync was answered lately")
         return {"lastSyncSeconds": round(age, 1)}
+
+    def _probe_hints(self) -> None:
+        if self._hints is None:
+            raise ConnectionError("not connected")
+        self._hints.check()
 
     def _is_alive(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)

@@ -43,6 +43,8 @@ class ExecutorConfig:
     log_max_kb: int
     health_port: int
     runtime: str
+    redis_url: Secret | None
+    cgroup_directory: Path | None
 
 
 def read_config(env: Env) -> ExecutorConfig:
@@ -78,6 +80,8 @@ def read_config(env: Env) -> ExecutorConfig:
         spool_mb=env.int("EXECUTOR_SPOOL_MB", 256, validate=validate.Range(min=1, max=1_048_576)),
         health_port=env.int("HEALTH_PORT", 8003, validate=validate.Range(min=0, max=65535)),
         runtime=runtime,
+        redis_url=_read_redis_url(env),
+        cgroup_directory=Path(cgroups) if (cgroups := env.str("CGROUP_DIR", "")) else None,
     )
 
 
@@ -86,6 +90,13 @@ def _read_name(env: Env, name: str, default: str) -> str:
     if not _NAME.fullmatch(text):
         raise EnvError(f"{name} must be 1 to 63 letters, digits, '.', '_' or '-'")
     return text
+
+
+def _read_redis_url(env: Env) -> Secret | None:
+    """Without one a stop is heard of by the next sync, a second later at most."""
+    if not env.str("REDIS_URL", ""):
+        return None
+    return read_secret_url(env, "REDIS_URL", "redis", "rediss", "unix")
 
 
 def _read_seconds(env: Env, name: str, default: float) -> timedelta:

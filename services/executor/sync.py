@@ -201,6 +201,11 @@ class Sync:
                 del self._questions[run_id]
             return answer
 
+    def hint(self, executor_id: str) -> None:
+        """The named executor has something to stop; "" when such a word may have been lost."""
+        if executor_id in ("", self._identity.executor_id):
+            self.wake()
+
     def wake(self, delay: float = 0.0) -> None:
         """Sync within `delay` seconds."""
         due = time.monotonic() + max(0.0, delay)

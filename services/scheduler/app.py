@@ -59,7 +59,12 @@ def build_app(
         cpus=config.max_task_cpus, memory_mb=config.max_task_memory_mb, images=config.image_allow_list
     )
     tasks = Tasks(
-        pool=pool, users=users, limits=limits, wake_dispatch=waker.wake, require_room=storage.require_room
+        pool=pool,
+        users=users,
+        limits=limits,
+        wake_dispatch=waker.wake,
+        hint_stop=waker.hint_stop,
+        require_room=storage.require_room,
     )
     executor_sync = ExecutorSync(
         pool=pool, config=sync_config or SyncConfig(), wake_dispatch=waker.wake, hint_output=waker.hint_output

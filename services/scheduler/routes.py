@@ -10,6 +10,7 @@ from libs.common.openapi import ApiBlueprint
 from libs.common.paging import Page
 from libs.common.tokens import Identity, TokenVerifier, require_identity
 from services.scheduler.paths import SECURITY, TASK_ID, read_task_id
+from services.scheduler.receipts import to_receipt
 from services.scheduler.schemas import (
     NewTaskSchema,
     RunsSchema,
@@ -70,8 +71,8 @@ def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:
     @routes.doc(security=SECURITY, operationId="listRuns")
     @routes.response(200, RunsSchema)
     def list_runs(task_id: str) -> dict[str, Any]:
-        """List a task's runs, newest first"""
-        return {"items": tasks.list_runs(g.identity, read_task_id(task_id))}
+        """List a task's runs with their receipts, newest first"""
+        return {"items": [to_receipt(run) for run in tasks.list_runs(g.identity, read_task_id(task_id))]}
 
     # Before the arguments are read: without a token nobody learns what a body should look like.
     @routes.before_request

@@ -11,7 +11,7 @@ from uuid import UUID
 from psycopg.rows import class_row
 
 from libs.common.postgres import Connection, load_queries
-from services.scheduler.retry import Ending
+from services.scheduler.retry import Ending, RetryPolicy
 from services.scheduler.states import LOG_STREAM_NUMBERS, LogStream, Outcome
 
 QUERIES = load_queries("services.scheduler")
@@ -63,11 +63,15 @@ class Started:
     started_at: datetime | None
     container_id: str | None
     image_digest: str | None
+    pulled_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """How a run ended, as its executor saw it. `result` is the end of its standard output."""
+    """How a run ended, as its executor saw it. `result` is the end of its standard output.
+
+    What was used and how long the pull took are None when the executor doesn't know.
+    """
 
     run_id: UUID
     epoch: int
@@ -81,6 +85,8 @@ class Finished:
     image_digest: str | None
     container_id: str | None
     max_memory_mb: int | None
+    cpu_seconds: float | None = None
+    pulled_seconds: float | None = None
 
 
 Report = Prepared | Started | Finished
@@ -126,10 +132,24 @@ class LockedRun:
     started_at: datetime | None
     task_status: str
     is_deleted: bool
+    attempts: int
     lost_count: int
+    max_attempts: int
+    backoff_seconds: int
+    max_backoff_seconds: int
+    retry_exit_codes: list[int] | None
     due_at: datetime
     is_scheduled: bool
     request_id: str
+
+    @property
+    def policy(self) -> RetryPolicy:
+        return RetryPolicy(
+            max_attempts=self.max_attempts,
+            backoff=timedelta(seconds=self.backoff_seconds),
+            max_backoff=timedelta(seconds=self.max_backoff_seconds),
+            on_exit_codes=self.retry_exit_codes,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +309,7 @@ def start_runs(connection: Connection, started: Sequence[Started]) -> list[Moved
         "started_ats": [report.started_at for report in started],
         "container_ids": [report.container_id for report in started],
         "image_digests": [report.image_digest for report in started],
+        "pulled_seconds": [report.pulled_seconds for report in started],
     }
     with connection.cursor(row_factory=class_row(Moved)) as cursor:
         return cursor.execute(QUERIES["start_runs"], parameters).fetchall()
@@ -319,6 +340,8 @@ def finish_runs(connection: Connection, endings: Sequence[tuple[Finished, Ending
         "image_digests": [report.image_digest for report in reports],
         "container_ids": [report.container_id for report in reports],
         "max_memory_mbs": [report.max_memory_mb for report in reports],
+        "cpu_seconds": [report.cpu_seconds for report in reports],
+        "pulled_seconds": [report.pulled_seconds for report in reports],
     }
     with connection.cursor(row_factory=class_row(Moved)) as cursor:
         return cursor.execute(QUERIES["finish_runs"], parameters).fetchall()

@@ -43,6 +43,10 @@ class Task:
     pids: int
     network: str
     on_executor_lost: str
+    max_attempts: int
+    backoff_seconds: int
+    max_backoff_seconds: int
+    retry_exit_codes: list[int] | None
     scheduled_at: datetime
     due_at: datetime
     attempts: int
@@ -97,6 +101,10 @@ class NewTask:
     pids: int
     network: str
     on_executor_lost: str
+    max_attempts: int
+    backoff_seconds: int
+    max_backoff_seconds: int
+    retry_exit_codes: Sequence[int] | None
     request_id: str
 
 
@@ -121,7 +129,7 @@ class LockedTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One attempt, as the API shows it."""
+    """One attempt, with its task's limits. `due_at` None: of before it was kept."""
 
     number: int
     status: str
@@ -129,11 +137,22 @@ class Run:
     exit_code: int | None
     error_msg: str | None
     executor_id: str | None
+    engine_id: str | None
     image_digest: str | None
+    due_at: datetime | None
     queued_at: datetime
+    claimed_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
+    closed_at: datetime | None
+    pulled_seconds: float | None
     max_memory_mb: int | None
+    cpu_seconds: float | None
+    cpus: float
+    memory_mb: int
+    pids: int
+    timeout_seconds: int
+    stop_grace_seconds: int
 
 
 def create_task(connection: Connection, new: NewTask) -> Task:
@@ -163,6 +182,10 @@ def _to_row(new: NewTask) -> dict[str, Any]:
         "pids": new.pids,
         "network": new.network,
         "on_executor_lost": new.on_executor_lost,
+        "max_attempts": new.max_attempts,
+        "backoff_seconds": new.backoff_seconds,
+        "max_backoff_seconds": new.max_backoff_seconds,
+        "retry_exit_codes": None if new.retry_exit_codes is None else list(new.retry_exit_codes),
         "request_id": new.request_id,
     }
 
@@ -200,12 +223,16 @@ def lock_task(connection: Connection, task_id: UUID) -> LockedTask | None:
         return cursor.execute(QUERIES["lock_task"], {"task_id": task_id}).fetchone()
 
 
-def stop_locked_task(connection: Connection, task_id: UUID) -> None:
-    """Cancel what waits; ask the executor to stop what it holds. A terminal task stays as it is."""
+def stop_locked_task(connection: Connection, task_id: UUID) -> list[str]:
+    """Cancel what waits; ask the executor to stop what it holds. A terminal task stays as it is.
+
+    Returns the ids of the executors that now have something to stop.
+    """
     parameters = {"task_id": task_id}
     connection.execute(QUERIES["cancel_unclaimed_run"], parameters)
-    connection.execute(QUERIES["request_stop"], parameters)
+    asked = connection.execute(QUERIES["request_stop"], parameters).fetchall()
     connection.execute(QUERIES["cancel_waiting_task"], parameters)
+    return [row["executor_id"] for row in asked]
 
 
 def remove_locked_task(connection: Connection, task_id: UUID) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -52,8 +52,8 @@ class OperatorLimits:
 class Tasks:
     """The use cases of the task API. Every method that names a task raises NotFound for another user's.
 
-    `wake_dispatch` tells the dispatch loop that something is due; it must not block. `require_room` raises
-    Unavailable when there is none for new tasks.
+    `wake_dispatch` tells the dispatch loop that something is due, `hint_stop` the named executors that they have
+    something to stop; neither may block. `require_room` raises Unavailable when there is none for new tasks.
     """
 
     def __init__(
@@ -64,12 +64,14 @@ class Tasks:
         limits: OperatorLimits,
         wake_dispatch: Callable[[], None],
         require_room: Callable[[], None],
+        hint_stop: Callable[[Collection[str]], None],
     ) -> None:
         self._pool = pool
         self._users = users
         self._limits = limits
         self._wake_dispatch = wake_dispatch
         self._require_room = require_room
+        self._hint_stop = hint_stop
         self._capacity = _CachedCapacity(pool)
 
     def create(self, identity: Identity, fields: dict[str, Any], *, request_id: str) -> dict[str, Any]:
@@ -115,15 +117,15 @@ class Tasks:
     def cancel(self, identity: Identity, task_id: UUID) -> tuple[dict[str, Any], bool]:
         """Stop the task. Returns it and whether that changed anything: a terminal task stays as it is."""
 
-        def work(connection: Connection) -> tuple[Task | None, bool]:
+        def work(connection: Connection) -> tuple[Task | None, bool, Sequence[str]]:
             status = _lock_own(connection, identity, task_id).status
             is_live = status not in TERMINAL_TASK
-            if is_live:
-                store.stop_locked_task(connection, task_id)
-            return store.find_task(connection, task_id), is_live
+            asked = store.stop_locked_task(connection, task_id) if is_live else ()
+            return store.find_task(connection, task_id), is_live, asked
 
-        task, is_live = in_transaction(self._pool, work)
+        task, is_live, asked = in_transaction(self._pool, work)
         assert task is not None, "locked, then gone"  # noqa: S101
+        self._hint_stop(asked)
         if is_live:
             log.info("task_cancel_requested", task_id=str(task_id))
         return self._view(task), is_live
@@ -131,12 +133,13 @@ class Tasks:
     def delete(self, identity: Identity, task_id: UUID) -> None:
         """Stop the task if it runs, and remove it: from here on it is unknown to the API."""
 
-        def work(connection: Connection) -> None:
-            if _lock_own(connection, identity, task_id).status not in TERMINAL_TASK:
-                store.stop_locked_task(connection, task_id)
+        def work(connection: Connection) -> Sequence[str]:
+            is_live = _lock_own(connection, identity, task_id).status not in TERMINAL_TASK
+            asked = store.stop_locked_task(connection, task_id) if is_live else ()
             store.remove_locked_task(connection, task_id)
+            return asked
 
-        in_transaction(self._pool, work)
+        self._hint_stop(in_transaction(self._pool, work))
         log.info("task_deleted", task_id=str(task_id))
 
     def list_runs(self, identity: Identity, task_id: UUID) -> list[store.Run]:
@@ -167,6 +170,8 @@ class Tasks:
         return decide_waiting(
             status=TaskStatus(task.status),
             due_at=task.due_at,
+            attempts=task.attempts,
+            max_attempts=task.max_attempts,
             lost_count=task.lost_count,
             run_status=None if task.run_status is None else RunStatus(task.run_status),
             is_published=bool(task.run_published),
@@ -218,7 +223,7 @@ def _check_scheduled_at(scheduled_at: datetime | None, *, now: datetime) -> None
 
 
 def _to_new_task(fields: dict[str, Any], *, owner: UUID, limits: OperatorLimits, request_id: str) -> NewTask:
-    resources = fields["resources"]
+    resources, retry = fields["resources"], fields["retry"]
     new = NewTask(
         id=uuid.uuid4(),
         user_id=owner,
@@ -238,6 +243,10 @@ def _to_new_task(fields: dict[str, Any], *, owner: UUID, limits: OperatorLimits,
         pids=resources["pids"],
         network=fields["network"],
         on_executor_lost=fields["on_executor_lost"],
+        max_attempts=retry["max_attempts"],
+        backoff_seconds=retry["backoff_seconds"],
+        max_backoff_seconds=retry["max_backoff_seconds"],
+        retry_exit_codes=retry["on_exit_codes"],
         request_id=request_id,
     )
     errors = _check_operator_limits(new, limits)
@@ -279,6 +288,12 @@ def _to_view(task: Task, waiting: Waiting | None) -> dict[str, Any]:
         "resources": {"cpus": task.cpus, "memory_mb": task.memory_mb, "pids": task.pids},
         "network": task.network,
         "on_executor_lost": task.on_executor_lost,
+        "retry": {
+            "max_attempts": task.max_attempts,
+            "backoff_seconds": task.backoff_seconds,
+            "max_backoff_seconds": task.max_backoff_seconds,
+            "on_exit_codes": task.retry_exit_codes,
+        },
         "result": decode_result(task.result),
         "error_msg": task.error_msg,
         "exit_code": task.exit_code,

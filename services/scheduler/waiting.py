@@ -37,6 +37,8 @@ def decide_waiting(
     *,
     status: TaskStatus,
     due_at: datetime,
+    attempts: int,
+    max_attempts: int,
     lost_count: int,
     run_status: RunStatus | None,
     is_published: bool,
@@ -44,16 +46,26 @@ def decide_waiting(
     now: datetime,
 ) -> Waiting | None:
     """None when the task runs or has ended."""
+    if status == TaskStatus.PENDING and due_at > now and attempts + lost_count > 0:
+        return _back_off(due_at=due_at, attempts=attempts, max_attempts=max_attempts, lost_count=lost_count)
     if status == TaskStatus.PENDING:
-        return _wait_for_dispatch(due_at=due_at, lost_count=lost_count, capacity=capacity, now=now)
+        return _wait_for_dispatch(due_at=due_at, capacity=capacity, now=now)
     if status == TaskStatus.QUEUED:
         return _wait_for_start(run_status=run_status, is_published=is_published, capacity=capacity)
     return None
 
 
-def _wait_for_dispatch(*, due_at: datetime, lost_count: int, capacity: Capacity, now: datetime) -> Waiting:
-    if due_at > now and lost_count > 0:
-        return Waiting("retrying", f"Its executor was lost; it starts again at {format_time(due_at)}.")
+def _back_off(*, due_at: datetime, attempts: int, max_attempts: int, lost_count: int) -> Waiting:
+    if attempts == 0:
+        why = "Its executor was lost"
+    elif lost_count == 0:
+        why = f"Attempt {attempts} of {max_attempts} failed"
+    else:
+        why = f"Attempt {attempts} of {max_attempts} failed, or the executor of the next one was lost"
+    return Waiting("backoff", f"{why}; it is tried again at {format_time(due_at)}.")
+
+
+def _wait_for_dispatch(*, due_at: datetime, capacity: Capacity, now: datetime) -> Waiting:
     if due_at > now:
         return Waiting("scheduled", f"It starts at {format_time(due_at)}.")
     if capacity.executors == 0:

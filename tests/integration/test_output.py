@@ -77,6 +77,22 @@ def test_a_stream_goes_on_behind_the_last_event_and_not_from_something_else(user
         assert list(problem["errors"]) == ["Last-Event-ID"]
 
 
+def test_a_stream_of_a_task_that_is_tried_again_goes_on_until_the_task_ends(user: User):
+    script = 'echo attempt $TASK_ATTEMPT; [ "$TASK_ATTEMPT" = 3 ]'
+    task_id = start(user, script, scheduledAt=in_seconds(1), retry={"maxAttempts": 5, "backoffSeconds": 1})
+
+    *printed, end = follow(user.api, task_id)
+    *second, second_end = follow(user.api, task_id, attempt=2)
+
+    assert [(sent.data["attempt"], sent.data["text"]) for sent in printed] == [
+        (number, f"attempt {number}\n") for number in (1, 2, 3)
+    ]
+    assert [sent.id for sent in printed] == sorted({int(str(sent.id)) for sent in printed})
+    assert (end.data["status"], end.data["attempt"]) == ("completed", 3)
+    assert [sent.data["text"] for sent in second] == ["attempt 2\n"]
+    assert (second_end.data["status"], second_end.data["reason"]) == ("failed", "exit_nonzero")
+
+
 @pytest.mark.parametrize(
     ("query", "field"),
     [

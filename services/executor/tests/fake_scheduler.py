@@ -97,6 +97,7 @@ class FakeScheduler:
     def answer(self, body: Mapping[str, Any]) -> dict[str, Any]:
         with self.changed:
             self.requests.append(dict(body))
+            self.changed.notify_all()
             executor = body["executor"]
             adopted = self._adopt(executor)
             for each in body.get("logs", ()):

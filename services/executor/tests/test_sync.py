@@ -12,6 +12,7 @@ from uuid import UUID
 
 import pytest
 
+from services.executor import sync as sync_module
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport
 from services.executor.outcome import Outcome
 from services.executor.output import CHUNK_BYTES
@@ -403,6 +404,24 @@ def test_the_loop_asks_a_scheduler_that_is_away_until_it_answers(bench: Bench):
     bench.sync.end()
     thread.join(5)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(("hinted", "is_prompt"), [("executor-1", True), ("", True), ("executor-2", False)])
+def test_a_hint_brings_the_next_sync_about_for_whom_it_is_meant(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, hinted: str, is_prompt: bool
+):
+    monkeypatch.setattr(sync_module, "IDLE_INTERVAL_SECONDS", 600.0)
+    thread = threading.Thread(target=bench.sync.run, daemon=True)
+    thread.start()
+    assert bench.sync.wait_first(5)
+
+    bench.sync.hint(hinted)
+    if is_prompt:
+        bench.scheduler.wait(lambda: len(bench.scheduler.requests) > 1)
+
+    bench.sync.end()
+    thread.join(5)
+    assert len(bench.scheduler.requests) == 1 + is_prompt
 
 
 def _size(request: Any) -> int:

@@ -35,9 +35,9 @@ queued AS (
        SET status = 'queued', queued_at = now(), attempts = attempts + 1, updated_at = now()
       FROM due
      WHERE t.id = due.task_id AND t.status = 'pending'
-    RETURNING t.id)
-INSERT INTO scheduler.runs (id, task_id, number, request_id, next_publish_at)
-SELECT due.run_id, due.task_id, due.number, due.request_id, now() + %(publish_within)s
+    RETURNING t.id, t.due_at)
+INSERT INTO scheduler.runs (id, task_id, number, request_id, due_at, next_publish_at)
+SELECT due.run_id, due.task_id, due.number, due.request_id, queued.due_at, now() + %(publish_within)s
   FROM due
   JOIN queued ON queued.id = due.task_id
 

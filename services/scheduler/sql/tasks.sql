@@ -2,12 +2,14 @@
 INSERT INTO scheduler.tasks (
     id, user_id, priority, name, labels, image, command, args, entrypoint, environment,
     timeout_seconds, stop_grace_seconds, cpus, memory_mb, pids, network, on_executor_lost,
+    max_attempts, backoff_seconds, max_backoff_seconds, retry_exit_codes,
     scheduled_at, due_at, request_id
 ) VALUES (
     %(id)s, %(user_id)s, %(priority)s, %(name)s, %(labels)s, %(image)s, %(command)s, %(args)s::text[],
     %(entrypoint)s::text[], %(environment)s,
     %(timeout_seconds)s, %(stop_grace_seconds)s, %(cpus)s, %(memory_mb)s, %(pids)s, %(network)s,
     %(on_executor_lost)s,
+    %(max_attempts)s, %(backoff_seconds)s, %(max_backoff_seconds)s, %(retry_exit_codes)s::int[],
     coalesce(%(scheduled_at)s, now()), greatest(%(scheduled_at)s, now()), %(request_id)s
 )
 -- The same insert again, after a broken connection: the first one was committed.
@@ -84,6 +86,7 @@ UPDATE scheduler.tasks t
 UPDATE scheduler.runs
    SET status = 'stopping', stop_requested_at = now(), stop_reason = 'cancelled'
  WHERE task_id = %(task_id)s AND status IN ('claimed', 'running')
+RETURNING executor_id
 
 -- name: hide_task
 UPDATE scheduler.tasks t
@@ -101,11 +104,14 @@ DELETE FROM scheduler.tasks t
         WHERE task_id = t.id AND status IN ('queued', 'claimed', 'running', 'stopping'))
 
 -- name: list_runs
-SELECT number, status, reason, exit_code, error_msg, executor_id, image_digest,
-       queued_at, started_at, finished_at, max_memory_mb
-  FROM scheduler.runs
- WHERE task_id = %(task_id)s
- ORDER BY number DESC
+SELECT r.number, r.status, r.reason, r.exit_code, r.error_msg, r.executor_id, r.engine_id, r.image_digest,
+       r.due_at, r.queued_at, r.claimed_at, r.started_at, r.finished_at, r.closed_at,
+       r.pulled_seconds, r.max_memory_mb, r.cpu_seconds,
+       t.cpus, t.memory_mb, t.pids, t.timeout_seconds, t.stop_grace_seconds
+  FROM scheduler.runs r
+  JOIN scheduler.tasks t ON t.id = r.task_id
+ WHERE r.task_id = %(task_id)s
+ ORDER BY r.number DESC
 
 -- name: read_capacity
 SELECT count(*) AS executors, coalesce(sum(slots), 0) AS slots, coalesce(sum(running), 0) AS running

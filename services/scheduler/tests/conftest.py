@@ -53,17 +53,21 @@ class FakeUsers:
 
 
 class CountingWaker:
-    """Counts wake-ups instead of sending them."""
+    """Counts wake-ups, and keeps who was to stop something, instead of sending hints."""
 
     def __init__(self) -> None:
         self.count = 0
         self.outputs: list[str] = []
+        self.stops: list[str] = []
 
     def wake(self) -> None:
         self.count += 1
 
     def hint_output(self, task_ids) -> None:
         self.outputs += map(str, task_ids)
+
+    def hint_stop(self, executor_ids) -> None:
+        self.stops += executor_ids
 
     def ping(self) -> None:
         """Always there."""

@@ -55,6 +55,8 @@ _TASK: dict[str, Any] = {
     "network": "none",
 }
 
+_RETRY = {"backoff_seconds": 5, "max_backoff_seconds": 8}
+
 
 class _Users:
     """Those who were deleted, however long ago."""
@@ -113,6 +115,7 @@ class World:
             limits=OperatorLimits(4.0, 4096, ()),
             wake_dispatch=wake,
             require_room=wake,
+            hint_stop=lambda _: None,
         )
         self.dispatchers = [
             Dispatcher(
@@ -139,9 +142,12 @@ class World:
 
     # Users.
 
-    def create(self, user_id: UUID, *, priority: int, delay: timedelta) -> None:
+    def create(
+        self, user_id: UUID, *, priority: int, delay: timedelta, attempts: int = 1, codes: list[int] | None = None
+    ) -> None:
         scheduled_at = self.clock.now + delay if delay else None
-        fields = _TASK | {"priority": priority, "scheduled_at": scheduled_at}
+        retry = _RETRY | {"max_attempts": attempts, "on_exit_codes": codes}
+        fields = _TASK | {"priority": priority, "scheduled_at": scheduled_at, "retry": retry}
         view = self._tasks.create(_identify(user_id), fields, request_id="model")
         self.created.append(view["id"])
 
