@@ -34,7 +34,7 @@ from services.scheduler.run_store import (
     SyncRequest,
     TaskSpec,
 )
-from services.scheduler.states import HELD_RUN, TERMINAL_RUN, RunStatus, TaskStatus
+from services.scheduler.states import HELD_RUN, TERMINAL_RUN, RunStatus
 
 log = structlog.get_logger()
 
@@ -97,8 +97,8 @@ class ExecutorSync:
             applied = in_transaction(self._pool, lambda connection: self._apply(connection, request))
         self._observe(request.executor, applied)
         granted = any(answer.epoch is not None for answer in applied.claims)
-        is_back = any(entry.ending.task_status == TaskStatus.PENDING for entry in applied.closed)
-        if granted or is_back or applied.is_new:
+        # A run that has closed may have been what a quota or a group was full of.
+        if granted or applied.closed or applied.is_new:
             self._wake_dispatch()
         return _to_answer(request, applied, prefetch=self._prefetch.read(), lease=self._config.lease)
 
