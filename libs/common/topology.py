@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 RUNS_QUEUE: Final = "taskrunner.runs"
 POOL_QUEUE_PREFIX: Final = "taskrunner.pool."
 DEFAULT_POOL: Final = "default"
+POOL_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,49}\Z")
 DEAD_QUEUE: Final = "taskrunner.runs.dead"
 DEAD_EXCHANGE: Final = "taskrunner.dead"
 REQUEST_ID_HEADER: Final = "x-request-id"

@@ -26,6 +26,9 @@ class HttpConfig:
     max_task_cpus: float
     max_task_memory_mb: int
     image_allow_list: tuple[str, ...]
+    quota_running: int | None
+    quota_queued: int | None
+    quota_created_per_minute: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,7 @@ class LoopsConfig:
     users_url: str
     internal_token: Secret
     executor_lost: timedelta
+    quota_running: int | None
     health_port: int
 
 
@@ -56,6 +60,9 @@ def read_http_config(env: Env) -> HttpConfig:
         max_task_cpus=env.float("MAX_TASK_CPUS", 64.0, validate=validate.Range(min=0.05)),
         max_task_memory_mb=env.int("MAX_TASK_MEMORY_MB", 1_048_576, validate=validate.Range(min=16)),
         image_allow_list=tuple(filter(None, map(str.strip, env.list("IMAGE_ALLOW_LIST", [])))),
+        quota_running=_read_quota(env, "QUOTA_RUNNING"),
+        quota_queued=_read_quota(env, "QUOTA_QUEUED"),
+        quota_created_per_minute=_read_quota(env, "QUOTA_CREATED_PER_MINUTE"),
     )
 
 
@@ -71,5 +78,13 @@ def read_loops_config(env: Env) -> LoopsConfig:
         executor_lost=timedelta(
             seconds=env.int("EXECUTOR_LOST_SECONDS", 300, validate=validate.Range(min=10, max=86_400))
         ),
+        quota_running=_read_quota(env, "QUOTA_RUNNING"),
         health_port=env.int("HEALTH_PORT", 8004, validate=validate.Range(1, 65_535)),
     )
+
+
+def _read_quota(env: Env, name: str) -> int | None:
+    """None, no limit, when it is empty or not there."""
+    if not env.str(name, "").strip():
+        return None
+    return env.int(name, validate=validate.Range(min=1, max=1_000_000_000))

@@ -1,9 +1,9 @@
 """The dispatch loop: the one way from a due task onto the broker.
 
-One pass (`Dispatcher.run_once`): see how much room the executors have; decide whose tasks get it (`shares.py`); lock
-those; give each a run; commit; publish them all at once; mark what the broker confirmed. A crash between any two of
-these is made up for by the sweep (docs/task-model.md, Crashes). Any number of replicas may do this: they take turns
-at the part before the commit, a few milliseconds each.
+One pass (`Dispatcher.run_once`): see how much room the executors have; decide whose tasks get it (`shares.py`);
+lock those; give each a run; commit; publish them all at once; mark what the broker confirmed. A crash between any
+two of these is made up for by the sweep (docs/task-model.md, Crashes). Any number of replicas may do this: they
+take turns at the part before the commit, a few milliseconds each.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ class DispatchLoop:
 def decide_sleep(ahead: Ahead, *, has_room: bool, tick: timedelta) -> timedelta:
     """Until the next task is due, but not longer than a tick; a tick when it couldn't go then.
 
-    While something that is due is held back, a stream of due times must not keep the loop busy: a short rest at least.
+    While something that is due is held back, a stream of due times must not keep the loop busy: it rests a little.
     """
     if ahead.due_in is None or not has_room:
         return tick

@@ -1,6 +1,6 @@
-"""The line in which due tasks wait, as dispatch reads and shortens it. Each function takes the transaction's connection.
+"""The line in which due tasks wait, as dispatch reads and shortens it, and its runs' messages.
 
-What reads or writes lanes comes after `lock_dispatch`, in its transaction.
+Each function takes the transaction's connection. What touches lanes comes after `lock_dispatch`, in the same one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ QUERIES = load_queries("services.scheduler")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ahead:
-    """How long the longest waiting task has been due, and in how long the next one will be; None: there is none."""
+    """For how long the longest waiting task has been due, and when the next one will be. None: there is none."""
 
     overdue: timedelta | None
     due_in: timedelta | None

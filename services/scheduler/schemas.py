@@ -12,6 +12,7 @@ from marshmallow import fields, validate
 
 from libs.common.paging import PageQuery, QueryWhole
 from libs.common.schema import BaseSchema, Number, Text, Timestamp, Whole
+from libs.common.topology import DEFAULT_POOL, POOL_NAME
 from services.scheduler.images import MAX_IMAGE_LENGTH, is_image_reference
 from services.scheduler.states import LogStream, Network, OnExecutorLost, Reason, RunStatus, TaskStatus
 
@@ -28,6 +29,8 @@ MAX_STOP_GRACE_SECONDS = 3600
 MAX_PIDS = 32_768
 DEFAULT_PIDS = 128
 MAX_TAIL = 1_000_000
+MAX_CONCURRENCY = 1000
+MAX_QUEUE_TTL_SECONDS = 31_536_000
 _WHOLE_MAX = 2**31 - 1
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -109,6 +112,13 @@ class ResourcesSchema(BaseSchema):
     pids = Whole(load_default=DEFAULT_PIDS, validate=validate.Range(1, MAX_PIDS))
 
 
+class ConcurrencySchema(BaseSchema):
+    """At most `limit` tasks of this `key` of this user run at a time."""
+
+    key = Text(required=True, validate=validate.Length(1, MAX_NAME))
+    limit = Whole(required=True, validate=validate.Range(1, MAX_CONCURRENCY))
+
+
 class NewTaskSchema(BaseSchema):
     """What a task is created from."""
 
@@ -177,6 +187,18 @@ class NewTaskSchema(BaseSchema):
             "attempt up and makes another, although the first may still run there; `hold` waits for the engine."
         },
     )
+    queue_ttl_seconds = Whole(
+        load_default=None,
+        allow_none=True,
+        validate=validate.Range(1, MAX_QUEUE_TTL_SECONDS),
+        metadata={"description": "Give up when no executor has taken it so long after it was due."},
+    )
+    concurrency = fields.Nested(ConcurrencySchema, load_default=None, allow_none=True)
+    pool = Text(
+        load_default=DEFAULT_POOL,
+        validate=validate.Regexp(POOL_NAME, error="Must be 1 to 50 lower-case letters, digits, '-', '_' or '.'."),
+        metadata={"description": "Only executors that serve this pool take it."},
+    )
     user_id = Identifier(load_default=None, allow_none=True, metadata={"description": "Admins only."})
 
 
@@ -193,6 +215,13 @@ class TaskSchema(BaseSchema):
     status = fields.String(required=True, validate=validate.OneOf(list(TaskStatus)))
     reason = fields.String(allow_none=True, validate=validate.OneOf(list(Reason)))
     waiting = fields.Nested(WaitingSchema, allow_none=True)
+    position = fields.Integer(
+        allow_none=True,
+        metadata={
+            "description": "Its place in the line of its pool, as far as can be told now; 1 is next, and 1001 "
+            "stands for anything beyond 1000. null when it doesn't wait in line, and in lists."
+        },
+    )
     name = fields.String(allow_none=True)
     labels = fields.Dict(keys=fields.String(), values=fields.String())
     image = fields.String(required=True)
@@ -207,6 +236,9 @@ class TaskSchema(BaseSchema):
     resources = fields.Nested(ResourcesSchema)
     network = fields.String(validate=validate.OneOf(list(Network)))
     on_executor_lost = fields.String(validate=validate.OneOf(list(OnExecutorLost)))
+    queue_ttl_seconds = fields.Integer(allow_none=True)
+    concurrency = fields.Nested(ConcurrencySchema, allow_none=True)
+    pool = fields.String()
     result = fields.String(
         allow_none=True,
         metadata={

@@ -1,7 +1,7 @@
 """Who gets how much of the room: priority first, then a fair share for each user, within quotas and groups. Pure.
 
-Within a priority the next place goes to the user of whom the fewest tasks are under way in that pool; among equals, to
-whose task has been due the longest. So nobody waits behind another's backlog, and a user who is alone gets everything.
+Within a priority the next place goes to the user of whom the fewest tasks are under way in that pool; among
+equals, to whose task has been due the longest. So nobody waits behind another's backlog, and one alone gets all.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class Lane:
 def decide_room(room: Room, *, claimed: int) -> int:
     """How many more runs may be on their way to a pool. `claimed`: in the last claim window.
 
-    One for each free slot, and so many that wait on the broker that a slot which becomes free finds one there: one
-    fewer than there are slots, so that who comes now gets a slot within one run's time; more when runs are so short
-    that the queue would be empty before it is filled again.
+    One for each free slot, and some that wait on the broker, so that a slot which becomes free finds one there:
+    one fewer than there are slots, so that who comes now gets a slot within one run's time; more when runs are so
+    short that the queue would be empty before it is filled again.
     """
     return max(room.free + max(room.slots - 1, int(claimed * _AHEAD)) - room.outstanding, 0)
 

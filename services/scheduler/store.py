@@ -22,7 +22,7 @@ QUERIES = load_queries("services.scheduler")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A row of tasks with its live run's status, if it has a live run."""
+    """A row of tasks with what its live run is at, if it has a live run."""
 
     id: UUID
     user_id: UUID
@@ -43,6 +43,10 @@ class Task:
     pids: int
     network: str
     on_executor_lost: str
+    pool: str
+    concurrency_key: str
+    concurrency_limit: int
+    queue_ttl_seconds: int | None
     scheduled_at: datetime
     due_at: datetime
     attempts: int
@@ -59,6 +63,7 @@ class Task:
     request_id: str
     run_status: str | None
     run_published: bool | None
+    run_pulling: bool | None
 
 
 _TASK_COLUMNS = frozenset(field.name for field in fields(Task))
@@ -77,7 +82,7 @@ def _task_row(cursor: DatabaseCursor[Any]) -> Callable[[Sequence[Any]], Task]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTask:
-    """A task as its request defines it. `scheduled_at` None means now."""
+    """A task as its request defines it. `scheduled_at` None means now; an empty `concurrency_key`: no group."""
 
     id: UUID
     user_id: UUID
@@ -97,6 +102,10 @@ class NewTask:
     pids: int
     network: str
     on_executor_lost: str
+    pool: str
+    concurrency_key: str
+    concurrency_limit: int
+    queue_ttl_seconds: int | None
     request_id: str
 
 
@@ -163,6 +172,10 @@ def _to_row(new: NewTask) -> dict[str, Any]:
         "pids": new.pids,
         "network": new.network,
         "on_executor_lost": new.on_executor_lost,
+        "pool": new.pool,
+        "concurrency_key": new.concurrency_key,
+        "concurrency_limit": new.concurrency_limit,
+        "queue_ttl_seconds": new.queue_ttl_seconds,
         "request_id": new.request_id,
     }
 

@@ -13,6 +13,8 @@ ALTER TABLE scheduler.tasks
     ADD COLUMN expires_at timestamptz;
 ALTER TABLE scheduler.runs ADD COLUMN pool text NOT NULL DEFAULT 'default';
 ALTER TABLE scheduler.executors ADD COLUMN pools text[] NOT NULL DEFAULT '{default}';
+-- Whether its holder is pulling the image.
+ALTER TABLE scheduler.leases ADD COLUMN pulling boolean NOT NULL DEFAULT false;
 
 -- A lane's tasks in the order in which they go.
 CREATE INDEX tasks_in_lane ON scheduler.tasks

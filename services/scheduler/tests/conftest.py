@@ -133,6 +133,9 @@ def make_config(**changes: Any) -> HttpConfig:
             "max_task_cpus": 64.0,
             "max_task_memory_mb": 1_048_576,
             "image_allow_list": (),
+            "quota_running": None,
+            "quota_queued": None,
+            "quota_created_per_minute": None,
             **changes,
         }
     )
