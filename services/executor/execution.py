@@ -195,6 +195,7 @@ class Execution:
         """False when the engine went away meanwhile."""
         spec = self._run.spec
         log.info("image_pull_started", image=spec.image)
+        self._run.pulling = True
         try:
             with _phase("pull"):
                 self._runtime.pull(spec.image, limit=self._tools.pull_limit, on_open=self._run.while_pulling)
@@ -207,6 +208,8 @@ class Execution:
         except rt.EngineUnavailable as error:
             self._count_fruitless(error)
             return False
+        finally:
+            self._run.pulling = False
         return True
 
     def _find_created(self) -> str | None:

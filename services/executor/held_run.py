@@ -64,6 +64,7 @@ class HeldRun:
         self.stopped_for: StopReason | None = None
         self.started: StartedReport | None = None
         self.finished: FinishedReport | None = None
+        self.pulling = False
         self.closed = threading.Event()
         self._settled = False
         self._released = False

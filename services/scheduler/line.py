@@ -66,10 +66,8 @@ class Line:
         """How many tasks go before this one that is due, as far as can be told now; at most BEYOND."""
         if task.status == TaskStatus.QUEUED:
             return on_connection(self._pool, lambda connection: _count_published_ahead(connection, task.id))
-        outstanding = self.read().get_capacity(task.pool).outstanding
-        return min(
-            outstanding + on_connection(self._pool, lambda connection: _count_ahead(connection, task)), BEYOND
-        )
+        ahead = on_connection(self._pool, lambda connection: _count_ahead(connection, task))
+        return min(self.read().get_capacity(task.pool).outstanding + ahead, BEYOND)
 
 
 def waits_in_line(task: Task, hold: Hold) -> bool:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
+
+from psycopg.rows import class_row
 
 from libs.common.postgres import Connection, load_queries
 
 QUERIES = load_queries("services.scheduler")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpiredTask:
+    id: UUID
+    request_id: str
 
 
 def purge_deleted_tasks(connection: Connection, *, limit: int) -> int:
@@ -26,6 +35,17 @@ def cancel_waiting_tasks_of(connection: Connection, user_ids: Collection[UUID], 
     parameters = {"task_ids": [row["id"] for row in locked]}
     connection.execute(QUERIES["cancel_unclaimed_runs"], parameters)
     return connection.execute(QUERIES["cancel_waiting_tasks"], parameters).rowcount
+
+
+def expire_tasks(connection: Connection, *, error_msg: str, limit: int) -> list[ExpiredTask]:
+    """Fail tasks that no executor took within their time. One that is being claimed either is or isn't."""
+    locked = connection.execute(QUERIES["lock_expired_tasks"], {"limit": limit}).fetchall()
+    if not locked:
+        return []
+    parameters = {"task_ids": [row["id"] for row in locked], "error_msg": error_msg}
+    connection.execute(QUERIES["cancel_unclaimed_runs"], parameters)
+    with connection.cursor(row_factory=class_row(ExpiredTask)) as cursor:
+        return cursor.execute(QUERIES["expire_tasks"], parameters).fetchall()
 
 
 def forget_executors(connection: Connection, *, silence: timedelta) -> int:

@@ -79,8 +79,10 @@ def decide_waiting(
 ) -> Waiting | None:
     """None when the task runs or has ended. `ahead`: how many go before it, None when that wasn't counted."""
     if status == TaskStatus.PENDING:
-        return _wait_for_dispatch(
-            due_at=due_at, lost_count=lost_count, capacity=capacity, hold=hold, ahead=ahead, now=now
+        return (
+            _wait_until_due(due_at=due_at, lost_count=lost_count, now=now)
+            or _wait_for_own(hold)
+            or _wait_for_dispatch(capacity=capacity, ahead=ahead)
         )
     if status == TaskStatus.QUEUED:
         return _wait_for_start(
@@ -89,13 +91,16 @@ def decide_waiting(
     return None
 
 
-def _wait_for_dispatch(
-    *, due_at: datetime, lost_count: int, capacity: Capacity, hold: Hold, ahead: int | None, now: datetime
-) -> Waiting:
-    if due_at > now and lost_count > 0:
+def _wait_until_due(*, due_at: datetime, lost_count: int, now: datetime) -> Waiting | None:
+    if due_at <= now:
+        return None
+    if lost_count > 0:
         return Waiting("retrying", f"Its executor was lost; it starts again at {format_time(due_at)}.")
-    if due_at > now:
-        return Waiting("scheduled", f"It starts at {format_time(due_at)}.")
+    return Waiting("scheduled", f"It starts at {format_time(due_at)}.")
+
+
+def _wait_for_own(hold: Hold) -> Waiting | None:
+    """It is its own user's tasks that have to end first."""
     if hold.is_over_quota:
         return Waiting("quota", f"The quota is {hold.quota} at a time, and {_are_under_way(hold.user_runs)}.")
     if hold.is_group_full:
@@ -104,6 +109,10 @@ def _wait_for_dispatch(
             f"At most {hold.concurrency_limit} of the concurrency key {hold.concurrency_key} may run at a time, "
             f"and {_are_under_way(hold.group_runs)}.",
         )
+    return None
+
+
+def _wait_for_dispatch(*, capacity: Capacity, ahead: int | None) -> Waiting:
     if capacity.executors == 0:
         return _no_executor(capacity)
     if ahead or capacity.free == 0:

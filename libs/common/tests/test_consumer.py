@@ -43,7 +43,7 @@ class Harness:
         consumer = Consumer(
             name=f"test {uuid.uuid4().hex[:6]}",
             broker_url=Secret(self.broker_url),
-            queue=RUNS_QUEUE,
+            queues=[RUNS_QUEUE],
             on_delivery=deliveries.put,
         )
         consumer.set_capacity(capacity)
@@ -252,7 +252,7 @@ def test_a_queue_that_vanishes_is_declared_again(harness: Harness):
 
 def test_a_broker_that_is_away_is_asked_again():
     consumer = Consumer(
-        name="test", broker_url=Secret("amqp://127.0.0.1:9/"), queue=RUNS_QUEUE, on_delivery=lambda _: None
+        name="test", broker_url=Secret("amqp://127.0.0.1:9/"), queues=[RUNS_QUEUE], on_delivery=lambda _: None
     )
     thread = threading.Thread(target=consumer.run, daemon=True)
     thread.start()

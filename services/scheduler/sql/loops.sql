@@ -47,6 +47,28 @@ UPDATE scheduler.runs
    SET status = 'cancelled', finished_at = now(), stop_requested_at = now(), stop_reason = 'cancelled'
  WHERE task_id = ANY (%(task_ids)s) AND status = 'queued'
 
+-- name: lock_expired_tasks
+-- What an executor has taken is out of the queue, and so is what waits for another attempt.
+SELECT t.id
+  FROM scheduler.tasks t
+ WHERE t.expires_at <= now() AND t.status IN ('pending', 'queued')
+   AND NOT EXISTS (
+       SELECT FROM scheduler.runs
+        WHERE task_id = t.id AND (started_at IS NOT NULL OR status IN ('claimed', 'running', 'stopping')))
+ ORDER BY t.expires_at
+ LIMIT %(limit)s
+   FOR NO KEY UPDATE SKIP LOCKED
+
+-- name: expire_tasks
+UPDATE scheduler.tasks t
+   SET status = 'failed', reason = 'queue_ttl_expired', error_msg = %(error_msg)s,
+       finished_at = now(), updated_at = now()
+ WHERE t.id = ANY (%(task_ids)s) AND t.status IN ('pending', 'queued') AND t.expires_at <= now()
+   AND NOT EXISTS (
+       SELECT FROM scheduler.runs
+        WHERE task_id = t.id AND status IN ('queued', 'claimed', 'running', 'stopping'))
+RETURNING t.id, t.request_id
+
 -- name: cancel_waiting_tasks
 UPDATE scheduler.tasks t
    SET status = 'cancelled', finished_at = now(), updated_at = now()

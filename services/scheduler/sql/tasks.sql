@@ -10,7 +10,7 @@ INSERT INTO scheduler.tasks (
     %(timeout_seconds)s, %(stop_grace_seconds)s, %(cpus)s, %(memory_mb)s, %(pids)s, %(network)s,
     %(on_executor_lost)s,
     %(pool)s, %(concurrency_key)s, %(concurrency_limit)s, %(queue_ttl_seconds)s,
-    greatest(%(scheduled_at)s, now()) + %(queue_ttl_seconds)s * interval '1 second',
+    greatest(%(scheduled_at)s, now()) + %(queue_ttl_seconds)s::int * interval '1 second',
     coalesce(%(scheduled_at)s, now()), greatest(%(scheduled_at)s, now()), %(request_id)s
 )
 -- The same insert again, after a broken connection: the first one was committed.

@@ -371,7 +371,7 @@ def test_a_loop_survives_whatever_a_pass_dies_of(pool):
 
 def test_a_dispatched_run_arrives_on_the_real_broker(user, executor, pool, broker_url):
     arrived: queue.Queue[Delivery] = queue.Queue()
-    consumer = Consumer(name="test", broker_url=Secret(broker_url), queue=RUNS_QUEUE, on_delivery=arrived.put)
+    consumer = Consumer(name="test", broker_url=Secret(broker_url), queues=[RUNS_QUEUE], on_delivery=arrived.put)
     consumer.set_capacity(1)
     thread = threading.Thread(target=consumer.run, daemon=True)
     publisher = Publisher(broker_url, name="test")
