@@ -20,7 +20,14 @@ from environs import Env
 from libs.common.clock import format_time
 from libs.common.config import Secret, load_config, read_secret_url
 from libs.common.messages import UnreadableMessage, decode_run_message
-from libs.common.topology import DEAD_QUEUE, POOL_QUEUE_PREFIX, REQUEST_ID_HEADER, RUNS_QUEUE, declare_topology
+from libs.common.topology import (
+    DEAD_QUEUE,
+    POOL_QUEUE_PREFIX,
+    REQUEST_ID_HEADER,
+    RUNS_QUEUE,
+    declare_run_queue,
+    declare_topology,
+)
 
 SHOWN_AT_ONCE = 50
 SHOWN_CHARACTERS = 200
@@ -92,7 +99,9 @@ def replay_dead_letters(channel: Any) -> int:
         method, properties, body = message
         request_id = _read(properties, body).request_id
         headers = {} if request_id is None else {REQUEST_ID_HEADER: request_id}
-        _publish(channel, _find_queue(properties), properties, body, headers=headers)
+        queue = _find_queue(properties)
+        declare_run_queue(channel, queue)
+        _publish(channel, queue, properties, body, headers=headers)
         channel.basic_ack(method.delivery_tag)
         count += 1
     return count

@@ -20,7 +20,7 @@ QUERIES = load_queries("services.scheduler")
 # No further is counted; it stands for "more than 1000".
 BEYOND = 1001
 
-_FRESH_SECONDS = 1.0
+FRESH_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class Line:
         self._read_at = float("-inf")
 
     def read(self) -> Snapshot:
-        if time.monotonic() - self._read_at > _FRESH_SECONDS:
+        if time.monotonic() - self._read_at > FRESH_SECONDS:
             self._snapshot = on_connection(self._pool, _read_snapshot)
             self._read_at = time.monotonic()
         return self._snapshot

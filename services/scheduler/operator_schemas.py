@@ -67,7 +67,7 @@ class TextCursor(fields.Field[str]):
 
     def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> str:
         try:
-            text = base64.urlsafe_b64decode(value.encode() + b"=" * (-len(value) % 4)).decode()
+            text = base64.b64decode(value.encode() + b"=" * (-len(value) % 4), b"-_", validate=True).decode()
         except (binascii.Error, UnicodeError, AttributeError) as error:
             raise ma.ValidationError("Not a cursor: send the nextCursor of an earlier page.") from error
         if "\x00" in text:

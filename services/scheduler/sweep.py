@@ -28,14 +28,17 @@ from services.scheduler.users_client import UsersClient
 
 log = structlog.get_logger()
 
-_EXPIRED_MESSAGE = "No executor had taken it when its queueTtlSeconds were over. Give it more time, a higher priority, or more slots."
+_EXPIRED_MESSAGE = (
+    "No executor had taken it when its queueTtlSeconds were over. "
+    "Give it more time or a higher priority, or the system more slots."
+)
 _LOST_MESSAGE = "The engine that ran it was silent for too long and was given up."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepConfig:
-    """`tick`: between two looks at what must be published again or has expired. `slow_tick`: between two of everything else, but
-    `measure_tick` for the gauges, since counting a million waiting tasks takes a while.
+    """`tick`: between two looks at what must be published again or has expired. `slow_tick`: between two of
+    everything else, but `measure_tick` for the gauges, since counting a million waiting tasks takes a while.
 
     `executor_silence`: after which an engine is given up. `deletions_overlap`: how far
     back each look at the deleted users goes beyond the one before.

@@ -97,7 +97,7 @@ class Tasks:
         task = on_connection(self._pool, lambda connection: store.find_task(connection, task_id))
         if task is None or not _may_see(identity, task.user_id):
             raise _no_such_task()
-        return self._view(task)
+        return self._view_in_line(task)
 
     def list_page(self, identity: Identity, query: dict[str, Any]) -> Page:
         """Newest first. A user sees their own tasks; an admin everybody's, or those of `user_id`."""
@@ -113,7 +113,7 @@ class Tasks:
         )
         found = on_connection(self._pool, lambda connection: store.list_tasks(connection, wanted))
         page = to_page(found, limit=limit)
-        return Page([self._view_listed(task) for task in page.items], page.next_cursor)
+        return Page([self._view(task) for task in page.items], page.next_cursor)
 
     def cancel(self, identity: Identity, task_id: UUID) -> tuple[dict[str, Any], bool]:
         """Stop the task. Returns it and whether that changed anything: a terminal task stays as it is."""
@@ -178,18 +178,14 @@ class Tasks:
         return user_id
 
     def _view(self, task: Task) -> dict[str, Any]:
-        """With its place in the line: for one task, not for a page of them."""
-        if task.status not in (TaskStatus.PENDING, TaskStatus.QUEUED):
-            return _to_view(task, None)
-        is_due = task.due_at <= utc_now()
-        if not is_due or not waits_in_line(task, self._line.get_hold(task)):
-            return _to_view(task, self._decide_waiting(task))
-        ahead = self._line.count_ahead(task)
-        position = min(ahead + 1, BEYOND)
-        return _to_view(task, self._decide_waiting(task, ahead=ahead), position=position)
-
-    def _view_listed(self, task: Task) -> dict[str, Any]:
         return _to_view(task, self._decide_waiting(task))
+
+    def _view_in_line(self, task: Task) -> dict[str, Any]:
+        """With its place in the line, which is counted: for who asks for one task."""
+        if task.due_at > utc_now() or not waits_in_line(task, self._line.get_hold(task)):
+            return self._view(task)
+        ahead = self._line.count_ahead(task)
+        return _to_view(task, self._decide_waiting(task, ahead=ahead), position=min(ahead + 1, BEYOND))
 
     def _decide_waiting(self, task: Task, *, ahead: int | None = None) -> Waiting | None:
         if task.status not in (TaskStatus.PENDING, TaskStatus.QUEUED):

@@ -16,7 +16,7 @@ from flask.testing import FlaskClient
 from libs.common.clock import utc_now
 from libs.common.config import Secret
 from libs.common.postgres import Pool, open_pool
-from services.scheduler import run_store
+from services.scheduler import line, run_store
 from services.scheduler.app import build_app
 from services.scheduler.config import HttpConfig
 from services.scheduler.dispatch import DispatchConfig, Dispatcher
@@ -163,7 +163,10 @@ def waker() -> CountingWaker:
 
 
 @pytest.fixture
-def make_client(pool, users, waker):
+def make_client(pool, users, waker, monkeypatch):
+    # What is answered about the line is never older than the question.
+    monkeypatch.setattr(line, "FRESH_SECONDS", 0.0)
+
     def make(sync_config: SyncConfig | None = None, **config: Any) -> FlaskClient:
         app = build_app(
             make_config(**config),

@@ -96,7 +96,7 @@ def test_a_task_says_what_it_waits_for_until_it_runs(facts):
 @pytest.mark.parametrize(
     ("capacity", "due_in", "lost", "code"),
     [
-        (Capacity(1, 4, 4), 0, 0, "slots_busy"),
+        (Capacity(1, 4, 4), 0, 0, "behind_others"),
         (Capacity(1, 4, 3), 0, 0, "dispatch"),
         (Capacity(0, 0, 0), 0, 0, "no_executor"),
         (Capacity(0, 0, 0), 5, 0, "scheduled"),
