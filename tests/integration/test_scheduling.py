@@ -1,9 +1,10 @@
-"""Fair and in order: priority, shares, quotas, concurrency groups, the queue's time limit, and the place in the line."""
+"""Fair and in order: priority, shares, quotas, groups, pools, the queue's time limit, the place in the line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -154,8 +155,8 @@ def test_tasks_of_one_group_never_run_more_than_so_many_at_a_time(newcomer: User
 
 def assert_apart(tasks: list[Any]) -> None:
     """No two of them ran at the same time."""
-    in_order = sorted(tasks, key=lambda task: task["startedAt"])
-    for before, after in zip(in_order, in_order[1:], strict=False):
+    in_order = sorted(tasks, key=lambda task: str(task["startedAt"]))
+    for before, after in pairwise(in_order):
         assert to_time(before["finishedAt"]) <= to_time(after["startedAt"])
 
 
