@@ -17,7 +17,7 @@ from libs.common.health import Check, serve_health
 from libs.common.hints import STOP_CHANNEL, HintListener
 from libs.common.logs import configure_logs
 from libs.common.shutdown import Shutdown
-from libs.common.topology import RUNS_QUEUE
+from libs.common.topology import run_queue
 from services.executor.config import ExecutorConfig, read_config
 from services.executor.container_options import ContainerSettings
 from services.executor.docker_runtime import DockerRuntime
@@ -93,7 +93,7 @@ class Executor:
         consumer = Consumer(
             name=f"executor {self._config.executor_id}",
             broker_url=self._config.broker_url,
-            queue=RUNS_QUEUE,
+            queues=[run_queue(pool) for pool in self._config.pools],
             on_delivery=lambda delivery: slots.deliver(delivery),  # noqa: PLW0108  The slots come next.
         )
         slots = Slots(
@@ -146,8 +146,9 @@ class Executor:
 
     def _may_take(self) -> bool:
         sync = self._sync
-        answered = sync is not None and sync.age_seconds is not None and not sync.replaced
-        return answered and self._engine.ready and not self._shutdown.asked
+        if sync is None or sync.age_seconds is None or sync.replaced or sync.draining:
+            return False
+        return self._engine.ready and not self._shutdown.asked
 
     def _reap(self) -> None:
         sync = self._sync
@@ -192,6 +193,7 @@ class Executor:
             engine_id=info.engine_id,
             host=info.host,
             slots=self._config.slots,
+            pools=self._config.pools,
         )
 
     def _open_scheduler(self) -> Callable[..., Any]:

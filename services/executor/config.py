@@ -14,6 +14,7 @@ from pathlib import Path
 from environs import Env, EnvError, validate
 
 from libs.common.config import Secret, read_environment, read_log_level, read_secret, read_secret_url
+from libs.common.topology import DEFAULT_POOL, POOL_NAME
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
@@ -28,6 +29,7 @@ class ExecutorConfig:
     docker_host: str
     executor_id: str
     slots: int
+    pools: Sequence[str]
     instance: str
     task_network: str
     task_network_allow: Sequence[str]
@@ -65,6 +67,7 @@ def read_config(env: Env) -> ExecutorConfig:
         docker_host=env.str("DOCKER_HOST", "unix:///var/run/docker.sock"),
         executor_id=_read_name(env, "EXECUTOR_ID", socket.gethostname()),
         slots=env.int("EXECUTOR_SLOTS", 2 * (os.cpu_count() or 1), validate=validate.Range(min=1, max=1000)),
+        pools=_read_pools(env, "EXECUTOR_POOLS"),
         instance=instance,
         task_network=_read_name(env, "TASK_NETWORK", f"{instance}-tasks"),
         task_network_allow=_read_networks(env, "TASK_NETWORK_ALLOW"),
@@ -97,6 +100,17 @@ def _read_redis_url(env: Env) -> Secret | None:
     if not env.str("REDIS_URL", ""):
         return None
     return read_secret_url(env, "REDIS_URL", "redis", "rediss", "unix")
+
+
+def _read_pools(env: Env, name: str) -> Sequence[str]:
+    """Comma-separated names, each once; without any the default pool."""
+    pools = [pool.strip() for pool in env.str(name, "").split(",") if pool.strip()]
+    for pool in pools:
+        if not POOL_NAME.fullmatch(pool):
+            raise EnvError(
+                f"{name} must be names of 1 to 50 lower-case letters, digits, '-', '_' or '.', separated by commas"
+            )
+    return tuple(dict.fromkeys(pools)) or (DEFAULT_POOL,)
 
 
 def _read_seconds(env: Env, name: str, default: float) -> timedelta:

@@ -204,6 +204,7 @@ class Execution:
         spec = self._run.spec
         log.info("image_pull_started", image=spec.image)
         began = time.monotonic()
+        self._run.pulling = True
         try:
             with _phase("pull"):
                 self._runtime.pull(spec.image, limit=self._tools.pull_limit, on_open=self._run.while_pulling)
@@ -218,6 +219,7 @@ class Execution:
             return False
         finally:
             self._pulled_seconds = (self._pulled_seconds or 0.0) + time.monotonic() - began
+            self._run.pulling = False
         return True
 
     def _find_created(self) -> str | None:

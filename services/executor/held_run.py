@@ -69,6 +69,7 @@ class HeldRun:
         self.was_killed = False
         self.started: StartedReport | None = None
         self.finished: FinishedReport | None = None
+        self.pulling = False
         self.closed = threading.Event()
         # Set with `closed`, and when a stop is asked: a pause before another try ends with it.
         self.disturbed = threading.Event()

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import structlog
 
+from libs.common.topology import DEFAULT_POOL
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport, lease_clock
 from services.executor.metrics import SYNC_DURATION
 from services.executor.output import CAP_BYTES, CHUNK_BYTES, Output
@@ -57,6 +58,7 @@ class Identity:
     engine_id: str
     host: str
     slots: int
+    pools: Sequence[str] = (DEFAULT_POOL,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ class Listener(Protocol):
     def prefetch(self, images: Sequence[str]) -> None: ...
 
     def replaced(self) -> None: ...
+
+    def drain_changed(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,8 @@ class Sync:
         self._first_success = threading.Event()
         self._ended = False
         self.replaced = False
+        # The operator wants it to finish what it has, and to take nothing more.
+        self.draining = False
 
     @property
     def held_count(self) -> int:
@@ -300,10 +306,11 @@ class Sync:
                 "engineId": self._identity.engine_id,
                 "host": self._identity.host,
                 "slots": self._identity.slots,
+                "pools": list(self._identity.pools),
                 "running": sum(run.finished is None for run in held),
             },
             "claims": [{"runId": str(claim.run_id)} for claim in claims],
-            "held": [{"runId": run_id, "epoch": epoch} for run_id, epoch in (run.key for run in held)],
+            "held": [{"runId": str(run.spec.run_id), "epoch": run.epoch, "pulling": run.pulling} for run in held],
             "reports": [
                 *(started_fields(run, report) for run, report in started),
                 *(finished_fields(run) for run in finished),
@@ -324,6 +331,7 @@ class Sync:
         )
 
     def _apply(self, request: _Request, answer: JsonObject) -> None:
+        self._note_drain(draining=bool(answer.get("draining")))
         released = {(each["runId"], each["epoch"]) for each in answer.get("released") or ()}
         settled = {(each["runId"], each["epoch"], each["event"]): each for each in answer.get("reports") or ()}
         for run in request.held:
@@ -341,6 +349,13 @@ class Sync:
             self._adopt(each, request.sent_at)
         if images := answer.get("prefetch"):
             self._listener.prefetch(images)
+
+    def _note_drain(self, *, draining: bool) -> None:
+        """Before the claims are answered: what is given back then must not be offered a place here again."""
+        if draining != self.draining:
+            self.draining = draining
+            log.info("executor_drains" if draining else "executor_takes_runs_again")
+            self._listener.drain_changed()
 
     def _settle(self, request: _Request, settled: Mapping[tuple[str, int, str], JsonObject]) -> None:
         for run, report in request.started:

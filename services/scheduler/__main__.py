@@ -44,7 +44,9 @@ def run(config: LoopsConfig, shutdown: Shutdown) -> None:
         )
         publisher = Publisher(config.broker_url.reveal(), name="scheduler-loops")
         DEAD_LETTERS.set_function(lambda: _count_dead_letters(publisher))
-        dispatcher = Dispatcher(pool=pool, publisher=publisher, config=DispatchConfig())
+        dispatcher = Dispatcher(
+            pool=pool, publisher=publisher, config=DispatchConfig(default_running=config.quota_running)
+        )
         dispatch_loop = DispatchLoop(dispatcher=dispatcher)
         listener = HintListener(config.redis_url.reveal(), DISPATCH_CHANNEL, lambda _: dispatch_loop.wake())
         sweeper = Sweeper(

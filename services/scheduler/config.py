@@ -33,6 +33,9 @@ class HttpConfig:
     image_allow_list: tuple[str, ...]
     storage_path: Path | None
     storage_min_free_mb: int
+    quota_running: int | None
+    quota_queued: int | None
+    quota_created_per_minute: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,7 @@ class LoopsConfig:
     internal_token: Secret
     executor_lost: timedelta
     retention: Mapping[TaskStatus, timedelta]
+    quota_running: int | None
     health_port: int
 
 
@@ -79,6 +83,9 @@ def read_http_config(env: Env) -> HttpConfig:
         image_allow_list=tuple(filter(None, map(str.strip, env.list("IMAGE_ALLOW_LIST", [])))),
         storage_path=Path(path) if (path := env.str("STORAGE_PATH", "")) else None,
         storage_min_free_mb=env.int("STORAGE_MIN_FREE_MB", 1024, validate=validate.Range(min=0)),
+        quota_running=_read_quota(env, "QUOTA_RUNNING"),
+        quota_queued=_read_quota(env, "QUOTA_QUEUED"),
+        quota_created_per_minute=_read_quota(env, "QUOTA_CREATED_PER_MINUTE"),
     )
 
 
@@ -107,6 +114,7 @@ def read_loops_config(env: Env) -> LoopsConfig:
             seconds=env.int("EXECUTOR_LOST_SECONDS", 300, validate=validate.Range(min=10, max=86_400))
         ),
         retention=_read_retention(env),
+        quota_running=_read_quota(env, "QUOTA_RUNNING"),
         health_port=env.int("HEALTH_PORT", 8004, validate=validate.Range(1, 65_535)),
     )
 
@@ -118,3 +126,10 @@ def _read_retention(env: Env) -> dict[TaskStatus, timedelta]:
         for status, default in _RETENTION_DAYS.items()
     }
     return {status: timedelta(days=count) for status, count in days.items() if count}
+
+
+def _read_quota(env: Env, name: str) -> int | None:
+    """None, no limit, when it is empty or not there."""
+    if not env.str(name, "").strip():
+        return None
+    return env.int(name, validate=validate.Range(min=1, max=1_000_000_000))

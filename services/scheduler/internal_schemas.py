@@ -9,7 +9,8 @@ from typing import Any
 import marshmallow as ma
 from marshmallow import fields, validate
 
-from libs.common.schema import BaseSchema, Number, Text, Timestamp, Whole
+from libs.common.schema import BaseSchema, Flag, Number, Text, Timestamp, Whole
+from libs.common.topology import DEFAULT_POOL, POOL_NAME
 from services.scheduler.run_store import Executor, Finished, Held, LogChunk, Prepared, Report, Started, SyncRequest
 from services.scheduler.schemas import Identifier
 from services.scheduler.states import LogStream, Outcome
@@ -48,6 +49,12 @@ class ExecutorSchema(_LenientSchema):
     boot_id = Text(required=True, validate=validate.Length(1, _MAX_NAME))
     engine_id = Text(required=True, validate=validate.Length(1, _MAX_NAME))
     host = Text(load_default="", validate=validate.Length(max=_MAX_NAME))
+    # An executor of an earlier version knows of one pool only.
+    pools = fields.List(
+        Text(validate=validate.Regexp(POOL_NAME)),
+        load_default=lambda: [DEFAULT_POOL],
+        validate=validate.Length(1, 100),
+    )
     slots = Whole(required=True, validate=validate.Range(0, 100_000))
     running = Whole(required=True, validate=validate.Range(0, 100_000))
 
@@ -67,6 +74,7 @@ class QuestionSchema(_LenientSchema):
 class HeldSchema(_LenientSchema):
     run_id = Identifier(required=True)
     epoch = Whole(required=True, validate=_INT)
+    pulling = Flag(load_default=False)
 
     @ma.post_load
     def make(self, data: dict[str, Any], **_kwargs: Any) -> Held:

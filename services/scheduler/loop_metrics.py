@@ -15,6 +15,7 @@ DISPATCH_DURATION = Histogram(
 )
 PUBLISH_FAILURES = Counter("taskrunner_publish_failures_total", "Messages that the broker did not confirm.")
 REPUBLISHED = Counter("taskrunner_republished_total", "Runs that were published again by the sweep.")
+EXPIRED = Counter("taskrunner_tasks_expired_total", "Tasks that no executor took within their queueTtlSeconds.")
 RUNS_LOST = Counter("taskrunner_runs_lost_total", "Runs that were given up with their silent engine.")
 DEAD_LETTERS = Gauge("taskrunner_dead_letters", "Messages that nobody could read; NaN when the broker is away.")
 LOOP_FAILURES = Counter("taskrunner_loop_failures_total", "Passes of a loop that ended in an error.", ["loop"])

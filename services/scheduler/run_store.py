@@ -11,6 +11,7 @@ from uuid import UUID
 from psycopg.rows import class_row
 
 from libs.common.postgres import Connection, load_queries
+from libs.common.topology import DEFAULT_POOL
 from services.scheduler.retry import Ending, RetryPolicy
 from services.scheduler.states import LOG_STREAM_NUMBERS, LogStream, Outcome
 
@@ -31,13 +32,15 @@ class Executor:
     host: str
     slots: int
     running: int
+    pools: Sequence[str] = (DEFAULT_POOL,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """`is_new`: this boot was not known before."""
+    """`is_new`: this boot was not known before. `state`: whether it takes runs."""
 
     is_new: bool
+    state: str
     server_time: datetime
 
 
@@ -47,6 +50,7 @@ class Held:
 
     run_id: UUID
     epoch: int
+    pulling: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +230,7 @@ def register_executor(connection: Connection, executor: Executor, *, claims: int
         "boot_id": executor.boot_id,
         "engine_id": executor.engine_id,
         "host": executor.host,
+        "pools": list(executor.pools),
         "slots": executor.slots,
         "running": executor.running,
         "claims": claims,
@@ -261,6 +266,7 @@ def renew_leases(
         {
             "run_ids": [entry.run_id for entry in held],
             "epochs": [entry.epoch for entry in held],
+            "pulling": [entry.pulling for entry in held],
             "executor_id": executor.id,
             "boot_id": executor.boot_id,
             "lease": lease,

@@ -12,6 +12,7 @@ from marshmallow import fields, validate
 
 from libs.common.paging import PageQuery, QueryWhole
 from libs.common.schema import BaseSchema, Number, Text, Timestamp, Whole
+from libs.common.topology import DEFAULT_POOL, POOL_NAME
 from services.scheduler.images import MAX_IMAGE_LENGTH, is_image_reference
 from services.scheduler.states import LogStream, Network, OnExecutorLost, Reason, RunStatus, TaskStatus
 
@@ -34,6 +35,8 @@ DEFAULT_BACKOFF_SECONDS = 5
 DEFAULT_MAX_BACKOFF_SECONDS = 300
 MAX_BACKOFF_SECONDS = 86_400
 MAX_EXIT_CODE = 255
+MAX_CONCURRENCY = 1000
+MAX_QUEUE_TTL_SECONDS = 31_536_000
 _WHOLE_MAX = 2**31 - 1
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -152,6 +155,13 @@ class RetrySchema(BaseSchema):
         return data
 
 
+class ConcurrencySchema(BaseSchema):
+    """At most `limit` tasks of this `key` of this user run at a time."""
+
+    key = Text(required=True, validate=validate.Length(1, MAX_NAME))
+    limit = Whole(required=True, validate=validate.Range(1, MAX_CONCURRENCY))
+
+
 class NewTaskSchema(BaseSchema):
     """What a task is created from."""
 
@@ -221,6 +231,18 @@ class NewTaskSchema(BaseSchema):
         },
     )
     retry = fields.Nested(RetrySchema, load_default=lambda: RetrySchema().load({}))
+    queue_ttl_seconds = Whole(
+        load_default=None,
+        allow_none=True,
+        validate=validate.Range(1, MAX_QUEUE_TTL_SECONDS),
+        metadata={"description": "Give up when no executor has taken it so long after it was due."},
+    )
+    concurrency = fields.Nested(ConcurrencySchema, load_default=None, allow_none=True)
+    pool = Text(
+        load_default=DEFAULT_POOL,
+        validate=validate.Regexp(POOL_NAME, error="Must be 1 to 50 lower-case letters, digits, '-', '_' or '.'."),
+        metadata={"description": "Only executors that serve this pool take it."},
+    )
     user_id = Identifier(load_default=None, allow_none=True, metadata={"description": "Admins only."})
 
 
@@ -237,6 +259,13 @@ class TaskSchema(BaseSchema):
     status = fields.String(required=True, validate=validate.OneOf(list(TaskStatus)))
     reason = fields.String(allow_none=True, validate=validate.OneOf(list(Reason)))
     waiting = fields.Nested(WaitingSchema, allow_none=True)
+    position = fields.Integer(
+        allow_none=True,
+        metadata={
+            "description": "Its place in the line of its pool, as far as can be told now; 1 is next, and 1001 "
+            "stands for anything beyond 1000. null when it doesn't wait in line, and in lists."
+        },
+    )
     name = fields.String(allow_none=True)
     labels = fields.Dict(keys=fields.String(), values=fields.String())
     image = fields.String(required=True)
@@ -252,6 +281,9 @@ class TaskSchema(BaseSchema):
     network = fields.String(validate=validate.OneOf(list(Network)))
     on_executor_lost = fields.String(validate=validate.OneOf(list(OnExecutorLost)))
     retry = fields.Nested(RetrySchema)
+    queue_ttl_seconds = fields.Integer(allow_none=True)
+    concurrency = fields.Nested(ConcurrencySchema, allow_none=True)
+    pool = fields.String()
     result = fields.String(
         allow_none=True,
         metadata={

@@ -22,7 +22,7 @@ QUERIES = load_queries("services.scheduler")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A row of tasks with its live run's status, if it has a live run."""
+    """A row of tasks with what its live run is at, if it has a live run."""
 
     id: UUID
     user_id: UUID
@@ -47,6 +47,10 @@ class Task:
     backoff_seconds: int
     max_backoff_seconds: int
     retry_exit_codes: list[int] | None
+    pool: str
+    concurrency_key: str
+    concurrency_limit: int
+    queue_ttl_seconds: int | None
     scheduled_at: datetime
     due_at: datetime
     attempts: int
@@ -63,6 +67,7 @@ class Task:
     request_id: str
     run_status: str | None
     run_published: bool | None
+    run_pulling: bool | None
 
 
 _TASK_COLUMNS = frozenset(field.name for field in fields(Task))
@@ -81,7 +86,7 @@ def _task_row(cursor: DatabaseCursor[Any]) -> Callable[[Sequence[Any]], Task]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTask:
-    """A task as its request defines it. `scheduled_at` None means now."""
+    """A task as its request defines it. `scheduled_at` None means now; an empty `concurrency_key`: no group."""
 
     id: UUID
     user_id: UUID
@@ -105,6 +110,10 @@ class NewTask:
     backoff_seconds: int
     max_backoff_seconds: int
     retry_exit_codes: Sequence[int] | None
+    pool: str
+    concurrency_key: str
+    concurrency_limit: int
+    queue_ttl_seconds: int | None
     request_id: str
 
 
@@ -186,6 +195,10 @@ def _to_row(new: NewTask) -> dict[str, Any]:
         "backoff_seconds": new.backoff_seconds,
         "max_backoff_seconds": new.max_backoff_seconds,
         "retry_exit_codes": None if new.retry_exit_codes is None else list(new.retry_exit_codes),
+        "pool": new.pool,
+        "concurrency_key": new.concurrency_key,
+        "concurrency_limit": new.concurrency_limit,
+        "queue_ttl_seconds": new.queue_ttl_seconds,
         "request_id": new.request_id,
     }
 

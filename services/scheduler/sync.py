@@ -34,7 +34,7 @@ from services.scheduler.run_store import (
     SyncRequest,
     TaskSpec,
 )
-from services.scheduler.states import HELD_RUN, TERMINAL_RUN, RunStatus, TaskStatus
+from services.scheduler.states import HELD_RUN, TERMINAL_RUN, ExecutorState, RunStatus
 
 log = structlog.get_logger()
 
@@ -53,7 +53,7 @@ class SyncConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimAnswer:
-    """`epoch` when it was granted, else `refusal`: unknown, cancelled or not_queued."""
+    """`epoch` when it was granted, else `refusal`: unknown, cancelled, not_queued or draining."""
 
     run_id: UUID
     epoch: int | None = None
@@ -76,6 +76,7 @@ class _Applied:
     started: Sequence[Moved]
     closed: Sequence[Closed]
     is_new: bool
+    is_draining: bool
     server_time: datetime
 
 
@@ -107,8 +108,8 @@ class ExecutorSync:
             applied = in_transaction(self._pool, lambda connection: self._apply(connection, request))
         self._observe(request.executor, applied)
         granted = any(answer.epoch is not None for answer in applied.claims)
-        is_back = any(entry.ending.task_status == TaskStatus.PENDING for entry in applied.closed)
-        if granted or is_back or applied.is_new:
+        # A run that has closed may have been what a quota or a group was full of.
+        if granted or applied.closed or applied.is_new:
             self._wake_dispatch()
         self._hint_output(_list_moved_tasks(request, applied))
         return _to_answer(request, applied, prefetch=self._prefetch.read(), lease=self._config.lease)
@@ -126,7 +127,8 @@ class ExecutorSync:
         renewed = run_store.renew_leases(connection, executor, [*request.held, *again], lease=self._config.lease)
         run_store.append_logs(connection, request.logs)
         accepted, started, closed = _apply_reports(connection, runs, request.reports)
-        claims = self._claim(connection, request, runs, again=again)
+        is_draining = registration.state == ExecutorState.DRAINING
+        claims = self._claim(connection, request, runs, again=again, is_draining=is_draining)
         taken, leases = self._take_over(connection, executor)
         adopted = {lease.run_id for lease in _list_adopted(request, leases)}
         wanted = {answer.run_id for answer in claims if answer.epoch is not None} | adopted
@@ -143,6 +145,7 @@ class ExecutorSync:
             started=started,
             closed=closed,
             is_new=registration.is_new,
+            is_draining=is_draining,
             server_time=registration.server_time,
         )
 
@@ -153,10 +156,13 @@ class ExecutorSync:
         runs: Mapping[UUID, LockedRun],
         *,
         again: Sequence[Held],
+        is_draining: bool,
     ) -> list[ClaimAnswer]:
         epochs = {grant.run_id: grant.epoch for grant in again}
         queued = [run_id for run_id in request.claims if _is_queued(runs.get(run_id))]
-        epochs |= run_store.claim_runs(connection, request.executor, queued, lease=self._config.lease)
+        # What a draining executor asks for stays queued, and the message goes back to the broker for others.
+        if not is_draining:
+            epochs |= run_store.claim_runs(connection, request.executor, queued, lease=self._config.lease)
         return [
             ClaimAnswer(run_id=run_id, epoch=epochs[run_id])
             if run_id in epochs
@@ -254,6 +260,8 @@ def _is_queued(run: LockedRun | None) -> bool:
 def _decide_refusal(run: LockedRun | None) -> str:
     if run is None or run.is_deleted:
         return "unknown"
+    if run.status == RunStatus.QUEUED:
+        return "draining"
     return "cancelled" if run.status == RunStatus.CANCELLED else "not_queued"
 
 
@@ -353,6 +361,7 @@ def _to_answer(
         ],
         "answers": [{"runId": str(run_id), "live": run_id in applied.live} for run_id in request.questions],
         "prefetch": list(prefetch),
+        "draining": applied.is_draining,
         "leaseSeconds": lease.total_seconds(),
         "serverTime": format_time(applied.server_time),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -19,13 +18,15 @@ from libs.common.postgres import Connection, Pool, in_transaction, on_connection
 from libs.common.tokens import Identity
 from services.scheduler import store
 from services.scheduler.images import is_image_allowed
+from services.scheduler.line import BEYOND, Line, waits_in_line
 from services.scheduler.metrics import TASKS_CREATED
 from services.scheduler.output import decode_result
+from services.scheduler.quotas import Quotas
 from services.scheduler.states import TERMINAL_TASK, RunStatus, TaskStatus
 from services.scheduler.store import NewTask, Task, TaskFilter
 from services.scheduler.users_client import UsersClient
 from services.scheduler.visibility import may_see, no_such_task, require_visible
-from services.scheduler.waiting import Capacity, Waiting, decide_waiting
+from services.scheduler.waiting import Waiting, decide_waiting
 
 log = structlog.get_logger()
 
@@ -34,7 +35,6 @@ FUTURE_LIMIT = timedelta(days=5 * 366)
 # The dispatch loop looks by itself every second, so only a task that is due sooner has to wake it.
 WAKE_WITHIN = timedelta(seconds=1.5)
 
-_CAPACITY_SECONDS = 1.0
 _LONG_AGO = datetime(2, 1, 1, tzinfo=UTC)
 _FAR_AHEAD = datetime(9998, 1, 1, tzinfo=UTC)
 _BEFORE_ALL = Cursor(_FAR_AHEAD, UUID(int=2**128 - 1))
@@ -62,6 +62,8 @@ class Tasks:
         pool: Pool,
         users: UsersClient,
         limits: OperatorLimits,
+        quotas: Quotas,
+        line: Line,
         wake_dispatch: Callable[[], None],
         require_room: Callable[[], None],
         hint_stop: Callable[[Collection[str]], None],
@@ -69,23 +71,29 @@ class Tasks:
         self._pool = pool
         self._users = users
         self._limits = limits
+        self._quotas = quotas
         self._wake_dispatch = wake_dispatch
         self._require_room = require_room
         self._hint_stop = hint_stop
-        self._capacity = _CachedCapacity(pool)
+        self._line = line
 
     def create(self, identity: Identity, fields: dict[str, Any], *, request_id: str) -> dict[str, Any]:
         """Insert the task as pending and wake the dispatch loop when it is due.
 
-        Raises Invalid (limits, unknown userId), Forbidden (userId of somebody else, by a non-admin) and
-        Unavailable (no room for it).
+        Raises Invalid (limits, unknown userId), Forbidden (userId of somebody else, by a non-admin),
+        Unavailable (no room for it) and TooManyRequests (the owner's quota).
         """
         self._require_room()
         now = utc_now()
         owner = self._decide_owner(identity, fields["user_id"])
         _check_scheduled_at(fields["scheduled_at"], now=now)
         new = _to_new_task(fields, owner=owner, limits=self._limits, request_id=request_id)
-        task = on_connection(self._pool, lambda connection: store.create_task(connection, new))
+
+        def work(connection: Connection) -> Task:
+            with self._quotas.admit(connection, {owner: [new.id]}):
+                return store.create_task(connection, new)
+
+        task = on_connection(self._pool, work)
         if task.due_at - now <= WAKE_WITHIN:
             self._wake_dispatch()
         TASKS_CREATED.inc()
@@ -96,7 +104,7 @@ class Tasks:
         task = on_connection(self._pool, lambda connection: store.find_task(connection, task_id))
         if task is None or not may_see(identity, task.user_id):
             raise no_such_task()
-        return self._view(task)
+        return self._view_in_line(task)
 
     def list_page(self, identity: Identity, query: dict[str, Any]) -> Page:
         """Newest first. A user sees their own tasks; an admin everybody's, or those of `user_id`."""
@@ -164,7 +172,14 @@ class Tasks:
     def _view(self, task: Task) -> dict[str, Any]:
         return _to_view(task, self._decide_waiting(task))
 
-    def _decide_waiting(self, task: Task) -> Waiting | None:
+    def _view_in_line(self, task: Task) -> dict[str, Any]:
+        """With its place in the line, which is counted: for who asks for one task."""
+        if task.due_at > utc_now() or not waits_in_line(task, self._line.get_hold(task)):
+            return self._view(task)
+        ahead = self._line.count_ahead(task)
+        return _to_view(task, self._decide_waiting(task, ahead=ahead), position=min(ahead + 1, BEYOND))
+
+    def _decide_waiting(self, task: Task, *, ahead: int | None = None) -> Waiting | None:
         if task.status not in (TaskStatus.PENDING, TaskStatus.QUEUED):
             return None
         return decide_waiting(
@@ -175,24 +190,12 @@ class Tasks:
             lost_count=task.lost_count,
             run_status=None if task.run_status is None else RunStatus(task.run_status),
             is_published=bool(task.run_published),
-            capacity=self._capacity.read(),
+            is_pulling=bool(task.run_pulling),
+            capacity=self._line.read().get_capacity(task.pool),
+            hold=self._line.get_hold(task),
+            ahead=ahead,
             now=utc_now(),
         )
-
-
-class _CachedCapacity:
-    """The executors' capacity, at most a second old: every waiting task's answer needs it."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._capacity = Capacity(0, 0, 0)
-        self._read_at = float("-inf")
-
-    def read(self) -> Capacity:
-        if time.monotonic() - self._read_at > _CAPACITY_SECONDS:
-            self._capacity = on_connection(self._pool, store.read_capacity)
-            self._read_at = time.monotonic()
-        return self._capacity
 
 
 def _lock_own(connection: Connection, identity: Identity, task_id: UUID) -> store.LockedTask:
@@ -224,6 +227,7 @@ def _check_scheduled_at(scheduled_at: datetime | None, *, now: datetime) -> None
 
 def _to_new_task(fields: dict[str, Any], *, owner: UUID, limits: OperatorLimits, request_id: str) -> NewTask:
     resources, retry = fields["resources"], fields["retry"]
+    concurrency = fields["concurrency"] or {"key": "", "limit": 0}
     new = NewTask(
         id=uuid.uuid4(),
         user_id=owner,
@@ -247,6 +251,10 @@ def _to_new_task(fields: dict[str, Any], *, owner: UUID, limits: OperatorLimits,
         backoff_seconds=retry["backoff_seconds"],
         max_backoff_seconds=retry["max_backoff_seconds"],
         retry_exit_codes=retry["on_exit_codes"],
+        pool=fields["pool"],
+        concurrency_key=concurrency["key"],
+        concurrency_limit=concurrency["limit"],
+        queue_ttl_seconds=fields["queue_ttl_seconds"],
         request_id=request_id,
     )
     errors = _check_operator_limits(new, limits)
@@ -267,13 +275,18 @@ def _check_operator_limits(new: NewTask, limits: OperatorLimits) -> dict[str, li
     return errors
 
 
-def _to_view(task: Task, waiting: Waiting | None) -> dict[str, Any]:
+def _to_concurrency(task: Task) -> dict[str, Any] | None:
+    return {"key": task.concurrency_key, "limit": task.concurrency_limit} if task.concurrency_key else None
+
+
+def _to_view(task: Task, waiting: Waiting | None, *, position: int | None = None) -> dict[str, Any]:
     return {
         "id": task.id,
         "user_id": task.user_id,
         "status": task.status,
         "reason": task.reason,
         "waiting": waiting,
+        "position": position,
         "name": task.name,
         "labels": task.labels,
         "image": task.image,
@@ -294,6 +307,9 @@ def _to_view(task: Task, waiting: Waiting | None) -> dict[str, Any]:
             "max_backoff_seconds": task.max_backoff_seconds,
             "on_exit_codes": task.retry_exit_codes,
         },
+        "queue_ttl_seconds": task.queue_ttl_seconds,
+        "concurrency": _to_concurrency(task),
+        "pool": task.pool,
         "result": decode_result(task.result),
         "error_msg": task.error_msg,
         "exit_code": task.exit_code,

@@ -37,6 +37,9 @@ class FakeListener:
     def prefetch(self, images: Sequence[str]) -> None:
         self.images.extend(images)
 
+    def drain_changed(self) -> None:
+        """Read off the sync."""
+
     def replaced(self) -> None:
         self.was_replaced = True
 

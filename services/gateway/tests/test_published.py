@@ -43,6 +43,10 @@ def find_route(method: str, path: str) -> Route | None:
         ("POST", "/api/tasks", Access.TOKEN),
         ("POST", "/api/tasks/", Access.TOKEN),
         ("GET", "/api/tasks/7f", Access.TOKEN),
+        ("GET", "/api/users/7f/quota", Access.TOKEN),
+        ("PUT", "/api/users/7f/quota", Access.TOKEN),
+        ("GET", "/api/executors/", Access.TOKEN),
+        ("POST", "/api/executors/e1/drain", Access.TOKEN),
     ],
 )
 def test_each_path_asks_for_the_token_that_the_api_promises(method: str, path: str, access: Access):
@@ -50,7 +54,8 @@ def test_each_path_asks_for_the_token_that_the_api_promises(method: str, path: s
 
     assert route is not None
     assert route.access is access
-    assert route.upstream == (SCHEDULER if path.startswith("/api/tasks") else USERS)
+    is_schedulers = path.startswith(("/api/tasks", "/api/executors")) or path.endswith("/quota")
+    assert route.upstream == (SCHEDULER if is_schedulers else USERS)
 
 
 @pytest.mark.parametrize("path", ["/api/tasks/7f/logs", "/api/tasks/7f/logs/"])

@@ -1,11 +1,12 @@
 -- name: register_executor
 -- No row when this boot was replaced by a later one of the same id: two processes never share an id.
-INSERT INTO scheduler.executors AS e (id, boot_id, engine_id, host, slots, running, claims_total)
-VALUES (%(id)s, %(boot_id)s, %(engine_id)s, %(host)s, %(slots)s, %(running)s, %(claims)s)
+INSERT INTO scheduler.executors AS e (id, boot_id, engine_id, host, pools, slots, running, claims_total)
+VALUES (%(id)s, %(boot_id)s, %(engine_id)s, %(host)s, %(pools)s, %(slots)s, %(running)s, %(claims)s)
 ON CONFLICT (id) DO UPDATE
    SET boot_id = excluded.boot_id,
        engine_id = excluded.engine_id,
        host = excluded.host,
+       pools = excluded.pools,
        slots = excluded.slots,
        running = excluded.running,
        claims_total = e.claims_total + excluded.claims_total,
@@ -14,7 +15,7 @@ ON CONFLICT (id) DO UPDATE
        replaced_boots = CASE WHEN e.boot_id = excluded.boot_id THEN e.replaced_boots
                              ELSE (e.boot_id || e.replaced_boots)[1:32] END
  WHERE NOT excluded.boot_id = ANY (e.replaced_boots)
-RETURNING started_at = now() AS is_new, now() AS server_time
+RETURNING started_at = now() AS is_new, state, now() AS server_time
 
 -- name: lock_runs
 -- The task first, then the run: whoever changes a run holds its task's lock.
@@ -30,8 +31,8 @@ SELECT r.id AS run_id, r.task_id, r.number, r.status, r.epoch, r.executor_id, r.
 
 -- name: renew_leases
 UPDATE scheduler.leases l
-   SET expires_at = now() + %(lease)s
-  FROM unnest(%(run_ids)s::uuid[], %(epochs)s::int[]) AS held(run_id, epoch)
+   SET expires_at = now() + %(lease)s, pulling = held.pulling
+  FROM unnest(%(run_ids)s::uuid[], %(epochs)s::int[], %(pulling)s::bool[]) AS held(run_id, epoch, pulling)
  WHERE l.run_id = held.run_id AND l.epoch = held.epoch
    AND l.executor_id = %(executor_id)s AND l.boot_id = %(boot_id)s
 RETURNING l.run_id

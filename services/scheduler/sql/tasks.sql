@@ -3,6 +3,7 @@ INSERT INTO scheduler.tasks (
     id, user_id, priority, name, labels, image, command, args, entrypoint, environment,
     timeout_seconds, stop_grace_seconds, cpus, memory_mb, pids, network, on_executor_lost,
     max_attempts, backoff_seconds, max_backoff_seconds, retry_exit_codes,
+    pool, concurrency_key, concurrency_limit, queue_ttl_seconds, expires_at,
     scheduled_at, due_at, request_id
 ) VALUES (
     %(id)s, %(user_id)s, %(priority)s, %(name)s, %(labels)s, %(image)s, %(command)s, %(args)s::text[],
@@ -10,23 +11,26 @@ INSERT INTO scheduler.tasks (
     %(timeout_seconds)s, %(stop_grace_seconds)s, %(cpus)s, %(memory_mb)s, %(pids)s, %(network)s,
     %(on_executor_lost)s,
     %(max_attempts)s, %(backoff_seconds)s, %(max_backoff_seconds)s, %(retry_exit_codes)s::int[],
+    %(pool)s, %(concurrency_key)s, %(concurrency_limit)s, %(queue_ttl_seconds)s,
+    greatest(%(scheduled_at)s, now()) + %(queue_ttl_seconds)s::int * interval '1 second',
     coalesce(%(scheduled_at)s, now()), greatest(%(scheduled_at)s, now()), %(request_id)s
 )
 -- The same insert again, after a broken connection: the first one was committed.
 ON CONFLICT (id) DO NOTHING
-RETURNING *, NULL AS run_status, false AS run_published
+RETURNING *, NULL AS run_status, false AS run_published, false AS run_pulling
 
 -- name: find_task
-SELECT t.*, r.status AS run_status, r.published_at IS NOT NULL AS run_published
+SELECT t.*, r.status AS run_status, r.published_at IS NOT NULL AS run_published, l.pulling AS run_pulling
   FROM scheduler.tasks t
   LEFT JOIN scheduler.runs r ON r.task_id = t.id AND r.status IN ('queued', 'claimed', 'running', 'stopping')
+  LEFT JOIN scheduler.leases l ON l.run_id = r.id
  WHERE t.id = %(task_id)s AND t.deleted_at IS NULL
 
 -- name: find_owner
 SELECT user_id FROM scheduler.tasks WHERE id = %(task_id)s AND deleted_at IS NULL
 
 -- name: list_tasks
-SELECT t.*, r.status AS run_status, r.published_at IS NOT NULL AS run_published
+SELECT t.*, r.status AS run_status, r.published_at IS NOT NULL AS run_published, l.pulling AS run_pulling
   FROM (
         SELECT page.id, page.created_at
           FROM unnest(%(statuses)s::text[]) AS wanted(status)
@@ -42,10 +46,11 @@ SELECT t.*, r.status AS run_status, r.published_at IS NOT NULL AS run_published
          LIMIT %(limit)s) listed
   JOIN scheduler.tasks t ON t.id = listed.id
   LEFT JOIN scheduler.runs r ON r.task_id = t.id AND r.status IN ('queued', 'claimed', 'running', 'stopping')
+  LEFT JOIN scheduler.leases l ON l.run_id = r.id
  ORDER BY listed.created_at DESC, listed.id DESC
 
 -- name: list_tasks_of_user
-SELECT t.*, r.status AS run_status, r.published_at IS NOT NULL AS run_published
+SELECT t.*, r.status AS run_status, r.published_at IS NOT NULL AS run_published, l.pulling AS run_pulling
   FROM (
         SELECT page.id, page.created_at
           FROM unnest(%(statuses)s::text[]) AS wanted(status)
@@ -61,6 +66,7 @@ SELECT t.*, r.status AS run_status, r.published_at IS NOT NULL AS run_published
          LIMIT %(limit)s) listed
   JOIN scheduler.tasks t ON t.id = listed.id
   LEFT JOIN scheduler.runs r ON r.task_id = t.id AND r.status IN ('queued', 'claimed', 'running', 'stopping')
+  LEFT JOIN scheduler.leases l ON l.run_id = r.id
  ORDER BY listed.created_at DESC, listed.id DESC
 
 -- name: lock_task

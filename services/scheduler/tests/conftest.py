@@ -17,7 +17,7 @@ from flask.testing import FlaskClient
 from libs.common.clock import utc_now
 from libs.common.config import Secret
 from libs.common.postgres import Pool, open_pool
-from services.scheduler import run_store
+from services.scheduler import line, run_store
 from services.scheduler.app import build_app
 from services.scheduler.config import HttpConfig, LogsConfig
 from services.scheduler.dispatch import DispatchConfig, Dispatcher
@@ -146,6 +146,9 @@ def make_config(**changes: Any) -> HttpConfig:
             "image_allow_list": (),
             "storage_path": None,
             "storage_min_free_mb": 0,
+            "quota_running": None,
+            "quota_queued": None,
+            "quota_created_per_minute": None,
             **changes,
         }
     )
@@ -207,7 +210,10 @@ def _serve_logs_too(app: Flask, log_app: Flask) -> None:
 
 
 @pytest.fixture
-def make_client(pool, users, waker, log_app):
+def make_client(pool, users, waker, log_app, monkeypatch):
+    # What is answered about the line is never older than the question.
+    monkeypatch.setattr(line, "FRESH_SECONDS", 0.0)
+
     def make(sync_config: SyncConfig | None = None, **config: Any) -> FlaskClient:
         app = build_app(
             make_config(**config),

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.dispatch import RecentClaims, decide_room, decide_sleep
+from services.scheduler.dispatch import RecentClaims, decide_sleep
+from services.scheduler.dispatch_store import Ahead
 from services.scheduler.images import is_image_allowed, is_image_reference
-from services.scheduler.loop_store import Backlog
 from services.scheduler.output import RESULT_BYTES, decode_result, keep_tail
 from services.scheduler.states import (
     LIVE_RUN,
@@ -57,13 +57,13 @@ def test_a_task_says_what_it_waits_for_until_it_runs(facts):
 @pytest.mark.parametrize(
     ("capacity", "due_in", "attempts", "lost", "code"),
     [
-        (Capacity(1, 4, 4), 0, 0, 0, "slots_busy"),
+        (Capacity(1, 4, 4), 0, 0, 0, "behind_others"),
         (Capacity(1, 4, 3), 0, 0, 0, "dispatch"),
         (Capacity(0, 0, 0), 0, 0, 0, "no_executor"),
         (Capacity(0, 0, 0), 5, 0, 0, "scheduled"),
         (Capacity(1, 4, 0), 5, 0, 1, "backoff"),
         (Capacity(1, 4, 0), 5, 2, 0, "backoff"),
-        (Capacity(1, 4, 4), 0, 2, 0, "slots_busy"),
+        (Capacity(1, 4, 4), 0, 2, 0, "behind_others"),
     ],
 )
 def test_a_pending_task_waits_for_one_thing(capacity, due_in, attempts, lost, code):
@@ -173,26 +173,21 @@ def test_the_allow_list_compares_names_in_full(image, glob, allowed):
     assert is_image_allowed(image, [glob]) is allowed
 
 
-def backlog(*, slots=4, claims_total=0, outstanding=0, due_in=None):
-    return Backlog(slots=slots, claims_total=claims_total, outstanding=outstanding, due_in=due_in)
-
-
-def test_there_is_room_for_the_slots_and_for_what_was_claimed_lately():
-    assert decide_room(backlog(slots=0), claimed=100) == 0
-    assert decide_room(backlog(slots=4, outstanding=1), claimed=0) == 3
-    assert decide_room(backlog(slots=4, outstanding=1), claimed=10) == 13
-    assert decide_room(backlog(slots=4, outstanding=9), claimed=0) == 0
-
-
-@given(st.none() | st.timedeltas(timedelta(days=-1), timedelta(days=1)), st.booleans())
-def test_the_loop_sleeps_until_the_next_due_time_and_never_longer_than_a_tick(due_in, has_room):
+@given(
+    st.none() | st.timedeltas(timedelta(0), timedelta(days=1)),
+    st.none() | st.timedeltas(timedelta(0), timedelta(days=1)),
+    st.booleans(),
+)
+def test_the_loop_sleeps_until_the_next_due_time_and_never_longer_than_a_tick(overdue, due_in, has_room):
     tick = timedelta(seconds=1)
 
-    sleep = decide_sleep(backlog(due_in=due_in), has_room=has_room, tick=tick)
+    sleep = decide_sleep(Ahead(overdue=overdue, due_in=due_in), has_room=has_room, tick=tick)
 
-    assert timedelta(0) < sleep <= tick
-    if has_room and due_in is not None and timedelta(0) < due_in < tick:
+    assert timedelta(0) <= sleep <= tick
+    if has_room and overdue is None and due_in is not None and due_in < tick:
         assert sleep == due_in
+    if overdue is not None:
+        assert sleep > timedelta(0), "what is held back doesn't keep the loop busy"
 
 
 def test_recent_claims_are_those_within_the_window():

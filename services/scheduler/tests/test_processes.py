@@ -53,6 +53,7 @@ def test_the_loops_start_dispatch_and_stop_in_order(
         broker_url=Secret(broker_url),
         users_url="http://127.0.0.1:1",
         internal_token=Secret("unused"),
+        quota_running=None,
         executor_lost=timedelta(seconds=300),
         retention={},
         health_port=free_port,

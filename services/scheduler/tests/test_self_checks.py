@@ -14,6 +14,7 @@ from services.scheduler.states import (
     LOG_STREAM_NUMBERS,
     RUN_MOVES,
     TASK_MOVES,
+    ExecutorState,
     Network,
     OnExecutorLost,
     Reason,
@@ -37,6 +38,7 @@ _SCHEMA = "\n".join(migration.text for migration in read_migrations("scheduler")
         ("runs_status", RunStatus),
         ("runs_reason", Reason),
         ("runs_stop_reason", StopReason),
+        ("executors_state", ExecutorState),
     ],
 )
 def test_the_names_of_an_enum_are_those_of_its_check(constraint, names):

@@ -15,6 +15,9 @@ from libs.common.postgres import Pool
 from libs.common.tokens import Identity
 from services.scheduler import run_store
 from services.scheduler.dispatch import DispatchConfig, Dispatcher
+from services.scheduler.line import Line
+from services.scheduler.quota_store import Quota
+from services.scheduler.quotas import Quotas
 from services.scheduler.sweep import SweepConfig, Sweeper
 from services.scheduler.sync import ExecutorSync, SyncConfig
 from services.scheduler.tasks import OperatorLimits, Tasks
@@ -51,6 +54,9 @@ _TASK: dict[str, Any] = {
     "timeout_seconds": 60,
     "stop_grace_seconds": 5,
     "on_executor_lost": "retry",
+    "queue_ttl_seconds": None,
+    "concurrency": None,
+    "pool": "default",
     "resources": {"pids": 10},
     "network": "none",
 }
@@ -109,10 +115,13 @@ class World:
 
         users: Any = self._users
         self._syncs = ExecutorSync(pool=self.pool, config=self._sync_config, wake_dispatch=wake, hint_output=hint)
+        quotas = Quotas(pool=self.pool, users=users, defaults=Quota())
         self._tasks = Tasks(
             pool=self.pool,
             users=users,
             limits=OperatorLimits(4.0, 4096, ()),
+            quotas=quotas,
+            line=Line(pool=self.pool, default_running=None),
             wake_dispatch=wake,
             require_room=wake,
             hint_stop=lambda _: None,
