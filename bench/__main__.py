@@ -8,6 +8,7 @@ Prints a table of medians with the ratio to each baseline. Sends traffic to the 
 from __future__ import annotations
 
 import os
+import statistics
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,6 +17,7 @@ from typing import Any
 
 from bench.api import Api
 from bench.containers import BareLoop, measure_lateness, measure_run, measure_throughput
+from bench.followers import FAST, FOLLOWERS, STEADY, Following
 from bench.latency import create_batches
 from bench.rates import CLIENTS, create_one, get_one, measure_rate, probe_gateway
 from bench.report import Row, print_table, say
@@ -110,6 +112,17 @@ def run() -> None:
         ROUNDS, lambda: measure_rate(get_one(api)), lambda: measure_rate(probe_gateway(api)), name="GET of a task"
     )
 
+    following = Following(api)
+    followed = {
+        name: take_in_turn(
+            ROUNDS,
+            lambda script=script: following.measure_run(script, followers=FOLLOWERS),  # type: ignore[misc]
+            lambda script=script: following.measure_run(script, followers=0),  # type: ignore[misc]
+            name=f"{FOLLOWERS} followers of a run that prints 10 MB {name}",
+        )
+        for name, script in (("at once", FAST), ("in 4 s", STEADY))
+    }
+
     print(f"\n{os.cpu_count()} cores, {slots} slots, {CLIENTS} HTTP clients\n")
     print_table(
         [
@@ -119,8 +132,14 @@ def run() -> None:
             Row("tasks created, single", "/s", created[0], "gateway's /livez", created[1]),
             Row("tasks created, in batches", "/s", batches[0], "created, single", batches[1]),
             Row("GET of a task", "/s", got[0], "gateway's /livez", got[1]),
+            *(
+                Row(f"10 MB {name}, {FOLLOWERS} followers", "s", samples[0], "not followed", samples[1])
+                for name, samples in followed.items()
+            ),
         ]
     )
+    delay = statistics.median(following.delays)
+    print(f"\nthe last of {FOLLOWERS} followers had everything {delay:.2f} s after the run's end")
 
 
 if __name__ == "__main__":

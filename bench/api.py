@@ -21,6 +21,15 @@ class Api:
         self._pool = urllib3.PoolManager(maxsize=connections, timeout=30, retries=False)
         self._headers: dict[str, str] = {}
 
+    @property
+    def base_url(self) -> str:
+        return self._base
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What says who asks."""
+        return self._headers
+
     def sign_up(self) -> str:
         """Make the requests those of a new user, whose id is returned."""
         name = f"bench-{uuid.uuid4().hex[:12]}"

@@ -20,7 +20,7 @@ from pika.channel import Channel
 from pika.exceptions import AMQPError
 
 from libs.common.messages import RunMessage
-from libs.common.topology import REQUEST_ID_HEADER, RUNS_QUEUE, declare_topology
+from libs.common.topology import REQUEST_ID_HEADER, RUNS_QUEUE, declare_run_queue, declare_topology
 
 log = structlog.get_logger()
 
@@ -34,10 +34,11 @@ _LONGEST_PAUSE_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message and the request that it goes back to."""
+    """A message, the request that it goes back to, and the queue that it is for."""
 
     message: RunMessage
     request_id: str
+    queue: str = RUNS_QUEUE
 
     @property
     def id(self) -> str:
@@ -181,6 +182,7 @@ class _Link:
         self._unconfirmed: dict[int, tuple[_Batch, str]] = {}
         self._returned: set[str] = set()
         self._batches: set[_Batch] = set()
+        self._declared = {RUNS_QUEUE}
         self._connection = pika.SelectConnection(
             parameters,
             on_open_callback=self._on_open,
@@ -255,11 +257,12 @@ class _Link:
             batch.done.set()
             return
         for entry in batch.outgoing:
+            self._declare(channel, entry.queue)
             self._unconfirmed[self._next_tag] = (batch, entry.id)
             self._next_tag += 1
             channel.basic_publish(
                 "",
-                RUNS_QUEUE,
+                entry.queue,
                 entry.message.encode(),
                 pika.BasicProperties(
                     content_type="application/json",
@@ -270,11 +273,18 @@ class _Link:
                 mandatory=True,
             )
 
-    def _on_return(self, channel: Channel, _method: Any, properties: pika.BasicProperties, _body: bytes) -> None:
+    def _declare(self, channel: Channel, queue_name: str) -> None:
+        """The broker does a channel's requests in order, so the queue is there when the message comes."""
+        if queue_name not in self._declared:
+            declare_run_queue(channel, queue_name)
+            self._declared.add(queue_name)
+
+    def _on_return(self, channel: Channel, method: Any, properties: pika.BasicProperties, _body: bytes) -> None:
         # The queue is gone: somebody removed it under us. A return comes before its confirm.
         log.error("message_returned", run_id=properties.message_id)
         self._returned.add(properties.message_id or "")
         declare_topology(channel)
+        self._declared.discard(method.routing_key)
 
     def _on_confirm(self, frame: Any) -> None:
         method = frame.method

@@ -1,11 +1,30 @@
-"""Orderly stop: the first SIGTERM or SIGINT asks, the second leaves at once."""
+"""Orderly stop: the first SIGTERM or SIGINT asks, the second leaves at once. And servers that stop themselves."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
+
+
+def call_on_stop(stop: Callable[[], None]) -> None:
+    """Have `stop` called, in a thread of its own, when a server that handles SIGTERM itself is told to stop.
+
+    Call from the main thread, after the server has set its handler (gunicorn: while the app is made).
+    """
+    former = signal.getsignal(signal.SIGTERM)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        # Not here: what is interrupted may hold a lock that `stop` needs.
+        threading.Thread(target=stop, name="stop", daemon=True).start()
+        if callable(former):
+            former(number, frame)
+
+    signal.signal(signal.SIGTERM, handle)
+    # As gunicorn has it: requests under way go on.
+    signal.siginterrupt(signal.SIGTERM, False)
 
 
 class Shutdown:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from libs.common.clock import utc_now
 from services.executor import runtime as rt
 from services.executor.container_options import container_options
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport
+from services.executor.meter import UNKNOWN, Usage
 from services.executor.metrics import PHASE_DURATION, RUNS
 from services.executor.outcome import Outcome, decide_outcome, decide_pull_failure, decide_start_failure
 from services.executor.spool import Spooled
@@ -95,6 +97,9 @@ class Execution:
         self._fruitless = 0
         self._leftover_since: float | None = None
         self._attached: Iterator[tuple[rt.Stream, bytes]] | None = None
+        # None: whoever pulled, it wasn't this process.
+        self._pulled_seconds: float | None = None
+        self._metered: str | None = None
 
     def execute(self) -> None:
         """A run that was claimed: all steps."""
@@ -117,6 +122,7 @@ class Execution:
             self._tools.reporter.let_go(self._run)
         finally:
             self._tools.stops.unwatch(self._run)
+            self._take_usage()
             structlog.contextvars.clear_contextvars()
 
     def _close(self, begin: Callable[[], rt.ContainerState | str]) -> str | None:
@@ -135,6 +141,7 @@ class Execution:
             state,
             spec=self._run.spec,
             stopped_for=self._run.stopped_for,
+            was_killed=self._run.was_killed,
             stderr_tail=self._run.output.stderr_tail,
         )
         self._report(outcome, state, state.container_id)
@@ -158,6 +165,7 @@ class Execution:
         """The id of a created container; pulls the image when the engine lacks it."""
         spec = self._run.spec
         options = container_options(spec, self._run.epoch, self._tools.settings)
+        self._pulled_seconds = 0.0
         pulled = False
         while True:
             self._check_may_begin()
@@ -189,12 +197,14 @@ class Execution:
             raise _Ended(decide_start_failure(error)) from error
         log.warning("container_not_created", tries=self._fruitless, error=str(error))
         # The first time it is tried again at once: most often the engine was just away.
-        self._run.closed.wait(FRUITLESS_PAUSE_SECONDS * (2 ** (self._fruitless - 1) - 1))
+        self._run.disturbed.wait(FRUITLESS_PAUSE_SECONDS * (2 ** (self._fruitless - 1) - 1))
 
     def _pull(self) -> bool:
         """False when the engine went away meanwhile."""
         spec = self._run.spec
         log.info("image_pull_started", image=spec.image)
+        began = time.monotonic()
+        self._run.pulling = True
         try:
             with _phase("pull"):
                 self._runtime.pull(spec.image, limit=self._tools.pull_limit, on_open=self._run.while_pulling)
@@ -207,6 +217,9 @@ class Execution:
         except rt.EngineUnavailable as error:
             self._count_fruitless(error)
             return False
+        finally:
+            self._pulled_seconds = (self._pulled_seconds or 0.0) + time.monotonic() - began
+            self._run.pulling = False
         return True
 
     def _find_created(self) -> str | None:
@@ -236,7 +249,7 @@ class Execution:
             log.warning("leftover_in_the_way")
         if time.monotonic() - self._leftover_since > LEFTOVER_SECONDS:
             raise _LetGo("another run of the task is still running")
-        self._run.closed.wait(LEFTOVER_PAUSE_SECONDS)
+        self._run.disturbed.wait(LEFTOVER_PAUSE_SECONDS)
 
     def _is_own_creation(self, state: rt.ContainerState) -> bool:
         """Created by this process for this epoch, by a create whose answer was lost, and never started."""
@@ -252,6 +265,7 @@ class Execution:
         except _Ended as ended:
             raise _Ended(ended.outcome, container_id) from ended
         self._attach(container_id)
+        self._meter(container_id)
         try:
             with _phase("start"):
                 self._runtime.start(container_id)
@@ -307,6 +321,7 @@ class Execution:
                 raise _Ended(_lost("its container was never started"))
         self._check_exit_across_engine_start(state)
         if not state.exited:
+            self._meter(state.container_id)
             self._watch(state.container_id, state.started_at or utc_now())
         return state.container_id
 
@@ -322,7 +337,8 @@ class Execution:
 
     def _watch(self, container_id: str, started_at: datetime) -> None:
         due = time.monotonic() + STARTED_REPORT_DELAY_SECONDS
-        self._tools.reporter.report_started(self._run, StartedReport(container_id, started_at, due))
+        report = StartedReport(container_id, started_at, due, self._pulled_seconds)
+        self._tools.reporter.report_started(self._run, report)
         self._tools.stops.watch(self._run, container_id=container_id, started_at=started_at)
 
     def _follow(self, container_id: str) -> rt.ContainerState:
@@ -392,6 +408,10 @@ class Execution:
         self._tools.stops.unwatch(self._run)
         if self._run.released:
             raise _LetGo("released")
+        usage = self._take_usage()
+        if outcome.reason == "oom_killed":
+            # It was killed for wanting more than all that it might have.
+            usage = replace(usage, max_memory_mb=self._run.spec.memory_mb)
         RUNS.labels(outcome.status, outcome.reason or "").inc()
         log.info("run_finished", outcome=outcome.status, reason=outcome.reason, exit_code=outcome.exit_code)
         report = FinishedReport(
@@ -401,6 +421,8 @@ class Execution:
             finished_at=_get_end(state) if state else None,
             image_digest=self._find_digest(state) if state else None,
             container_id=container_id,
+            usage=usage,
+            pulled_seconds=self._pulled_seconds,
         )
         self._on_ended()
         self._tools.reporter.report_finished(self._run, report)
@@ -431,6 +453,16 @@ class Execution:
         except (rt.ContainerRuns, rt.EngineRefused) as error:
             # The run is closed; the reaper comes by later.
             log.warning("container_not_removed", error=str(error))
+
+    # What it uses.
+
+    def _meter(self, container_id: str) -> None:
+        self._metered = container_id
+        self._tools.meter.watch(container_id)
+
+    def _take_usage(self) -> Usage:
+        metered, self._metered = self._metered, None
+        return UNKNOWN if metered is None else self._tools.meter.take(metered)
 
     # Waiting for the engine.
 

@@ -163,3 +163,4 @@ class Stopper:
             watched.terminated_at = now
         else:
             watched.killed_at = now
+            run.was_killed = True

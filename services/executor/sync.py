@@ -16,9 +16,10 @@ from uuid import UUID
 
 import structlog
 
+from libs.common.topology import DEFAULT_POOL
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport, lease_clock
 from services.executor.metrics import SYNC_DURATION
-from services.executor.output import CHUNK_BYTES, Output
+from services.executor.output import CAP_BYTES, CHUNK_BYTES, Output
 from services.executor.report_fields import chunk_fields, finished_fields, started_fields, unusable_fields
 from services.executor.scheduler_client import JsonObject, Replaced, SchedulerAway
 from services.executor.spec import StoredOutput, TaskSpec, read_stored_output, read_task_spec
@@ -28,7 +29,9 @@ log = structlog.get_logger()
 # A stop request reaches a container with the next answer, and must within 2 s.
 BUSY_INTERVAL_SECONDS = 1.0
 IDLE_INTERVAL_SECONDS = 5.0
-OUTPUT_DELAY_SECONDS = 1.0
+# Somebody may be watching: what is printed after a silence goes soon, what is printed on and on in larger pieces.
+OUTPUT_SOON_SECONDS = 0.1
+OUTPUT_EVERY_SECONDS = 0.5
 GATHER_SECONDS = 0.02
 FIRST_BACKOFF_SECONDS = 0.2
 LAST_BACKOFF_SECONDS = 5.0
@@ -55,6 +58,7 @@ class Identity:
     engine_id: str
     host: str
     slots: int
+    pools: Sequence[str] = (DEFAULT_POOL,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,8 @@ class Listener(Protocol):
 
     def replaced(self) -> None: ...
 
+    def drain_changed(self) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Request:
@@ -102,10 +108,15 @@ class _Request:
 class Sync:
     """The state of the conversation. `run` is the thread's loop; the other methods are for any thread."""
 
-    def __init__(self, *, identity: Identity, post: Post, listener: Listener) -> None:
+    def __init__(
+        self, *, identity: Identity, post: Post, listener: Listener, output_cap_bytes: int = CAP_BYTES
+    ) -> None:
+        """`output_cap_bytes`: how much of each run's output is kept."""
         self._identity = identity
         self._post = post
         self._listener = listener
+        self._output_cap_bytes = output_cap_bytes
+        self._output_sent_at = float("-inf")
         self._condition = threading.Condition()
         self._due = 0.0
         self._claims: dict[str, Claim] = {}
@@ -117,6 +128,8 @@ class Sync:
         self._first_success = threading.Event()
         self._ended = False
         self.replaced = False
+        # The operator wants it to finish what it has, and to take nothing more.
+        self.draining = False
 
     @property
     def held_count(self) -> int:
@@ -193,6 +206,11 @@ class Sync:
             if answer is not None:
                 del self._questions[run_id]
             return answer
+
+    def hint(self, executor_id: str) -> None:
+        """The named executor has something to stop; "" when such a word may have been lost."""
+        if executor_id in ("", self._identity.executor_id):
+            self.wake()
 
     def wake(self, delay: float = 0.0) -> None:
         """Sync within `delay` seconds."""
@@ -275,6 +293,8 @@ class Sync:
             waiting = [run.started.due for run in held if run.started is not None and run.started.due > now]
             self._due = min([now + (BUSY_INTERVAL_SECONDS if held else IDLE_INTERVAL_SECONDS), *waiting])
         logs = _take_output(held)
+        if logs:
+            self._output_sent_at = now
         if any(not run.output.drained for run in held):
             self.wake()
         finished = _take_finished(held)
@@ -286,10 +306,11 @@ class Sync:
                 "engineId": self._identity.engine_id,
                 "host": self._identity.host,
                 "slots": self._identity.slots,
+                "pools": list(self._identity.pools),
                 "running": sum(run.finished is None for run in held),
             },
             "claims": [{"runId": str(claim.run_id)} for claim in claims],
-            "held": [{"runId": run_id, "epoch": epoch} for run_id, epoch in (run.key for run in held)],
+            "held": [{"runId": str(run.spec.run_id), "epoch": run.epoch, "pulling": run.pulling} for run in held],
             "reports": [
                 *(started_fields(run, report) for run, report in started),
                 *(finished_fields(run) for run in finished),
@@ -310,6 +331,7 @@ class Sync:
         )
 
     def _apply(self, request: _Request, answer: JsonObject) -> None:
+        self._note_drain(draining=bool(answer.get("draining")))
         released = {(each["runId"], each["epoch"]) for each in answer.get("released") or ()}
         settled = {(each["runId"], each["epoch"], each["event"]): each for each in answer.get("reports") or ()}
         for run in request.held:
@@ -327,6 +349,13 @@ class Sync:
             self._adopt(each, request.sent_at)
         if images := answer.get("prefetch"):
             self._listener.prefetch(images)
+
+    def _note_drain(self, *, draining: bool) -> None:
+        """Before the claims are answered: what is given back then must not be offered a place here again."""
+        if draining != self.draining:
+            self.draining = draining
+            log.info("executor_drains" if draining else "executor_takes_runs_again")
+            self._listener.drain_changed()
 
     def _settle(self, request: _Request, settled: Mapping[tuple[str, int, str], JsonObject]) -> None:
         for run, report in request.started:
@@ -364,7 +393,7 @@ class Sync:
                     self._unusable.add((each["runId"], int(each["epoch"])))
                 self.wake()
             else:
-                output = Output(on_pending=self._output_pending)
+                output = Output(on_pending=self._output_pending, cap_bytes=self._output_cap_bytes)
                 claim.run = self._hold(spec, int(each["epoch"]), output, request.sent_at)
             with self._condition:
                 self._claims.pop(each["runId"], None)
@@ -395,7 +424,12 @@ class Sync:
         for run in former:
             self._release(run)
         stored: StoredOutput | None = read_stored_output(each.get("logs"))
-        output = Output(on_pending=self._output_pending, stored=stored, next_seq=epoch * SEQUENCES_PER_EPOCH)
+        output = Output(
+            on_pending=self._output_pending,
+            stored=stored,
+            next_seq=epoch * SEQUENCES_PER_EPOCH,
+            cap_bytes=self._output_cap_bytes,
+        )
         run = self._hold(spec, epoch, output, sent_at)
         self._listener.adopt(Adoption(run=run, was_running=bool(each.get("wasRunning"))))
 
@@ -415,7 +449,8 @@ class Sync:
             return None
 
     def _output_pending(self) -> None:
-        self.wake(OUTPUT_DELAY_SECONDS)
+        next_at = self._output_sent_at + OUTPUT_EVERY_SECONDS
+        self.wake(max(OUTPUT_SOON_SECONDS, next_at - time.monotonic()))
 
 
 def _take_output(held: Sequence[HeldRun]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from functools import partial
 from http import HTTPStatus
@@ -14,6 +15,7 @@ from urllib3.exceptions import HTTPError
 
 from services.gateway.bodies import CHUNK_BYTES, Turns, read_body
 from services.gateway.client_address import read_client_address, read_scheme
+from services.gateway.event_streams import CONTENT_TYPE, EventStream
 from services.gateway.headers import build_request_headers, build_response_headers
 from services.gateway.published import Route
 from services.gateway.sessions import Sessions
@@ -35,8 +37,9 @@ def publish(
     sessions: Sessions,
     throttling: Throttling,
     trusted_proxies: int,
+    stopping: threading.Event,
 ) -> None:
-    """Add one row of the route table to the app."""
+    """Add one row of the route table to the app. `stopping` ends its streams of events."""
     turns = Turns()
 
     def forward(**_path_parameters: str) -> Response:
@@ -50,7 +53,10 @@ def publish(
             throttling.check(route.throttle, address=address, body=body)
             call = Call(request.method, read_target(request.environ["RAW_URI"]), headers, body)
             answer = upstream.send(call)
-        return _to_response(upstream, answer)
+        if not answer.headers.get("Content-Type", "").startswith(CONTENT_TYPE) or request.method == "HEAD":
+            return _to_response(answer, _make_body(upstream, answer))
+        watched = EventStream(AnswerBody(upstream, answer), holds=sessions.watch(request), stopping=stopping)
+        return _to_response(answer, watched)
 
     app.add_url_rule(
         route.rule,
@@ -70,16 +76,17 @@ def _read_client(trusted_proxies: int) -> tuple[str, str]:
     )
 
 
-def _to_response(upstream: Upstream, answer: BaseHTTPResponse) -> Response:
+def _make_body(upstream: Upstream, answer: BaseHTTPResponse) -> bytes | AnswerBody:
     length = answer.headers.get("Content-Length", "")
-    body: bytes | AnswerBody
     if request.method == "HEAD" or answer.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
         answer.drain_conn()
-        body = b""
-    elif length.isdecimal() and int(length) <= CHUNK_BYTES:
-        body = _read_small(upstream, answer)
-    else:
-        body = AnswerBody(upstream, answer)
+        return b""
+    if length.isdecimal() and int(length) <= CHUNK_BYTES:
+        return _read_small(upstream, answer)
+    return AnswerBody(upstream, answer)
+
+
+def _to_response(answer: BaseHTTPResponse, body: bytes | Iterator[bytes]) -> Response:
     response = Response(body, status=answer.status)
     # Response starts with a content type of its own.
     response.headers.clear()

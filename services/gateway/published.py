@@ -9,6 +9,8 @@ from libs.common.flask_app import MAX_BODY_BYTES
 
 USERS = "users"
 SCHEDULER = "scheduler"
+# The scheduler's process for what tasks print: many streams at a time.
+SCHEDULER_LOGS = "scheduler-logs"
 
 ALL_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -54,9 +56,14 @@ ROUTES = (
     Route("/api/users/signup", USERS, methods=("POST",), access=Access.ANYONE, throttle=Throttle.SIGNUP),
     Route("/api/users/refresh", USERS, methods=("POST",), access=Access.ANYONE),
     Route("/api/users/<user_id>", USERS, methods=("GET",), access=Access.OPTIONAL_TOKEN),
+    # How much a user may do is the scheduler's, who counts it.
+    Route("/api/users/<user_id>/quota", SCHEDULER),
     Route("/api/users", USERS),
     Route("/api/users/<path:rest>", USERS),
+    Route("/api/tasks/<task_id>/logs", SCHEDULER_LOGS),
     Route("/api/tasks", SCHEDULER),
     Route("/api/tasks/batch", SCHEDULER, max_body_bytes=MAX_BATCH_BYTES),
     Route("/api/tasks/<path:rest>", SCHEDULER),
+    Route("/api/executors", SCHEDULER),
+    Route("/api/executors/<path:rest>", SCHEDULER),
 )

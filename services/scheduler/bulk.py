@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +12,7 @@ import structlog
 
 from libs.common.clock import utc_now
 from libs.common.errors import Invalid
-from libs.common.postgres import Connection, Pool, in_transaction, on_connection
+from libs.common.postgres import Connection, Pool, on_connection
 from libs.common.tokens import Identity
 from services.scheduler import list_store, store
 from services.scheduler.idempotency import Answer, Once
@@ -60,7 +59,7 @@ class BulkTasks:
         user_id, task_ids = self._select(identity, body)
         changed = 0
         for chunk in _chunks(task_ids, CANCEL_CHUNK):
-            changed += in_transaction(self._pool, partial(_stop, chunk, user_id))
+            changed += self._tasks.cancel_all(chunk, user_id)
         log.info("tasks_cancel_requested", matched=len(task_ids), changed=changed)
         return Counts(len(task_ids), changed)
 
@@ -81,7 +80,7 @@ class BulkTasks:
             with connection.transaction():
                 for chunk in _chunks(task_ids, RERUN_CHUNK):
                     again = self._prepare_reruns(store.find_tasks(connection, chunk), new_ids, request_id)
-                    created += len(store.create_tasks(connection, again))
+                    created += len(self._tasks.insert(connection, again))
             return Counts(len(task_ids), created)
 
         answer = once.run(self._pool, work)
@@ -139,10 +138,6 @@ class BulkTasks:
                 errors={"filter": [f"Must not match more than {MOST_MATCHED} tasks."]},
             )
         return owner, [one.id for one in found]
-
-
-def _stop(task_ids: Sequence[UUID], user_id: UUID | None, connection: Connection) -> int:
-    return store.stop_locked_tasks(connection, store.lock_live_tasks(connection, task_ids, user_id))
 
 
 def _chunks(task_ids: Sequence[UUID], size: int) -> Iterator[Sequence[UUID]]:

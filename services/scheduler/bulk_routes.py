@@ -15,6 +15,7 @@ from services.scheduler.bulk import BulkTasks, Counts
 from services.scheduler.creations import REPLAYED_HEADERS, read_once, to_answer, to_response
 from services.scheduler.idempotency import Answer
 from services.scheduler.lists import TaskLists
+from services.scheduler.paths import SECURITY
 from services.scheduler.schemas import (
     BulkSchema,
     CountsSchema,
@@ -35,7 +36,6 @@ BATCHES_AT_ONCE = 2
 BATCH_WAIT_SECONDS = 10.0
 
 _BATCH_PATH = "/api/tasks/batch"
-_SECURITY: list[dict[str, list[str]]] = [{"bearer": []}]
 _TASKS = CreatedTasksSchema()
 _COUNTS = CountsSchema()
 
@@ -44,7 +44,7 @@ def create_bulk_routes(*, lists: TaskLists, bulk: BulkTasks, verifier: TokenVeri
     routes = ApiBlueprint("bulk", __name__, description="Many tasks at once")
 
     @routes.post(_BATCH_PATH)
-    @routes.doc(security=_SECURITY, operationId="createTasks")
+    @routes.doc(security=SECURITY, operationId="createTasks")
     @routes.arguments(IdempotencySchema(), location="headers")
     @routes.arguments(NewTasksSchema())
     @routes.response(201, CreatedTasksSchema, headers=REPLAYED_HEADERS)
@@ -54,7 +54,7 @@ def create_bulk_routes(*, lists: TaskLists, bulk: BulkTasks, verifier: TokenVeri
         return to_response(bulk.create(g.identity, fields["tasks"], request_id=g.request_id, once=once))
 
     @routes.get("/api/tasks/")
-    @routes.doc(security=_SECURITY, operationId="listTasks")
+    @routes.doc(security=SECURITY, operationId="listTasks")
     @routes.arguments(TaskQuerySchema(), location="query")
     @routes.response(200, TaskPageSchema)
     def list_tasks(query: dict[str, Any]) -> Page:
@@ -62,7 +62,7 @@ def create_bulk_routes(*, lists: TaskLists, bulk: BulkTasks, verifier: TokenVeri
         return lists.list_page(g.identity, query)
 
     @routes.get("/api/tasks/stats")
-    @routes.doc(security=_SECURITY, operationId="countTasks")
+    @routes.doc(security=SECURITY, operationId="countTasks")
     @routes.arguments(StatsQuerySchema(), location="query")
     @routes.response(200, StatsSchema)
     def count_tasks(query: dict[str, Any]) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def create_bulk_routes(*, lists: TaskLists, bulk: BulkTasks, verifier: TokenVeri
         return lists.count(g.identity, query)
 
     @routes.post("/api/tasks/cancel")
-    @routes.doc(security=_SECURITY, operationId="cancelTasks")
+    @routes.doc(security=SECURITY, operationId="cancelTasks")
     @routes.arguments(BulkSchema())
     @routes.response(200, CountsSchema)
     def cancel_tasks(body: dict[str, Any]) -> Counts:
@@ -78,7 +78,7 @@ def create_bulk_routes(*, lists: TaskLists, bulk: BulkTasks, verifier: TokenVeri
         return bulk.cancel(g.identity, body)
 
     @routes.post("/api/tasks/rerun")
-    @routes.doc(security=_SECURITY, operationId="rerunTasks")
+    @routes.doc(security=SECURITY, operationId="rerunTasks")
     @routes.arguments(IdempotencySchema(), location="headers")
     @routes.arguments(BulkSchema())
     @routes.response(200, CountsSchema, headers=REPLAYED_HEADERS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -14,7 +14,6 @@ from psycopg.rows import class_row
 from psycopg.types.json import Json
 
 from libs.common.postgres import Connection, load_queries
-from services.scheduler.states import LOG_STREAM_NUMBERS, LogStream
 from services.scheduler.waiting import EXECUTOR_SEEN_WITHIN, Capacity
 
 QUERIES = load_queries("services.scheduler")
@@ -22,7 +21,7 @@ QUERIES = load_queries("services.scheduler")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A row of tasks with its live run's status, if it has a live run."""
+    """A row of tasks with what its live run is at, if it has a live run."""
 
     id: UUID
     user_id: UUID
@@ -43,6 +42,14 @@ class Task:
     pids: int
     network: str
     on_executor_lost: str
+    max_attempts: int
+    backoff_seconds: int
+    max_backoff_seconds: int
+    retry_exit_codes: list[int] | None
+    pool: str
+    concurrency_key: str
+    concurrency_limit: int
+    queue_ttl_seconds: int | None
     scheduled_at: datetime
     due_at: datetime
     attempts: int
@@ -60,6 +67,7 @@ class Task:
     schedule_id: UUID | None
     run_status: str | None
     run_published: bool | None
+    run_pulling: bool | None
 
 
 _TASK_COLUMNS = frozenset(field.name for field in fields(Task))
@@ -78,7 +86,7 @@ def _task_row(cursor: DatabaseCursor[Any]) -> Callable[[Sequence[Any]], Task]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTask:
-    """A task as its request defines it. `scheduled_at` None means now."""
+    """A task as its request defines it. `scheduled_at` None means now; an empty `concurrency_key`: no group."""
 
     id: UUID
     user_id: UUID
@@ -98,6 +106,14 @@ class NewTask:
     pids: int
     network: str
     on_executor_lost: str
+    max_attempts: int
+    backoff_seconds: int
+    max_backoff_seconds: int
+    retry_exit_codes: Sequence[int] | None
+    pool: str
+    concurrency_key: str
+    concurrency_limit: int
+    queue_ttl_seconds: int | None
     request_id: str
 
 
@@ -110,7 +126,7 @@ class LockedTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One attempt, as the API shows it."""
+    """One attempt, with its task's limits. `due_at` None: of before it was kept."""
 
     number: int
     status: str
@@ -118,11 +134,30 @@ class Run:
     exit_code: int | None
     error_msg: str | None
     executor_id: str | None
+    engine_id: str | None
     image_digest: str | None
+    due_at: datetime | None
     queued_at: datetime
+    claimed_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
+    closed_at: datetime | None
+    pulled_seconds: float | None
     max_memory_mb: int | None
+    cpu_seconds: float | None
+    cpus: float
+    memory_mb: int
+    pids: int
+    timeout_seconds: int
+    stop_grace_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """How many tasks a stop changed (not those that were being stopped already), and who has more to stop now."""
+
+    tasks: int
+    executor_ids: Set[str]
 
 
 _NEW_TASK_COLUMNS = tuple(field.name for field in fields(NewTask))
@@ -179,15 +214,13 @@ def lock_live_tasks(connection: Connection, task_ids: Sequence[UUID], user_id: U
     return [row["id"] for row in rows]
 
 
-def stop_locked_tasks(connection: Connection, task_ids: Sequence[UUID]) -> int:
-    """Cancel what waits; ask executors to stop what they hold. Terminal tasks stay as they are.
-
-    Returns how many tasks that changed: one that is being stopped already doesn't count.
-    """
+def stop_locked_tasks(connection: Connection, task_ids: Sequence[UUID]) -> Stopped:
+    """Cancel what waits; ask executors to stop what they hold. Terminal tasks stay as they are."""
     parameters = {"task_ids": list(task_ids)}
     connection.execute(QUERIES["cancel_unclaimed_runs"], parameters)
-    asked = connection.execute(QUERIES["request_stops"], parameters).rowcount
-    return asked + connection.execute(QUERIES["cancel_waiting_tasks"], parameters).rowcount
+    asked = connection.execute(QUERIES["request_stops"], parameters).fetchall()
+    cancelled = connection.execute(QUERIES["cancel_waiting_tasks"], parameters).rowcount
+    return Stopped(len(asked) + cancelled, {row["executor_id"] for row in asked})
 
 
 def remove_locked_task(connection: Connection, task_id: UUID) -> None:
@@ -201,19 +234,6 @@ def list_runs(connection: Connection, task_id: UUID) -> list[Run]:
     """The task's runs, newest first."""
     with connection.cursor(row_factory=class_row(Run)) as cursor:
         return cursor.execute(QUERIES["list_runs"], {"task_id": task_id}).fetchall()
-
-
-def find_run_of_attempt(connection: Connection, task_id: UUID, number: int | None) -> UUID | None:
-    """The id of that run, of the last one when `number` is None."""
-    row = connection.execute(QUERIES["find_run_of_attempt"], {"task_id": task_id, "number": number}).fetchone()
-    return None if row is None else row["id"]
-
-
-def read_log(connection: Connection, run_id: UUID, streams: Sequence[LogStream]) -> bytes:
-    """What the run printed on these streams, in the order in which it came."""
-    numbers = [LOG_STREAM_NUMBERS[stream] for stream in streams]
-    chunks = connection.execute(QUERIES["list_log_chunks"], {"run_id": run_id, "streams": numbers})
-    return b"".join(chunk["data"] for chunk in chunks)
 
 
 def read_capacity(connection: Connection) -> Capacity:

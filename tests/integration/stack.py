@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,21 @@ class Stack:
         subprocess.run(
             [*command, service], cwd=REPOSITORY, env=environment, check=True, capture_output=True, text=True
         )
+
+    @contextmanager
+    def another_executor(self, **settings: str) -> Iterator[str]:
+        """The id of an executor with settings of its own, beside those that there are."""
+        options = [option for name, value in settings.items() for option in ("--env", f"{name}={value}")]
+        command = ["deploy/compose.sh", "run", "--detach", "--no-deps", *options, "executor"]
+        environment = {**os.environ, "ENV_FILE": str(self.env_file)}
+        started = subprocess.run(
+            command, cwd=REPOSITORY, env=environment, check=True, capture_output=True, text=True
+        )
+        container = self.engine.containers.get(started.stdout.split()[-1])
+        try:
+            yield str(container.id)[:12]
+        finally:
+            container.remove(force=True)
 
     def wait_until_ready(self, *, executors: int = 1) -> None:
         wait_until(

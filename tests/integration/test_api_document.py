@@ -43,6 +43,11 @@ GIVEN_PATHS = {
     ("get", "/api/users/me/tokens"),
     ("delete", "/api/users/me/tokens/{}"),
     ("get", "/.well-known/jwks.json"),
+    ("get", "/api/users/{}/quota"),
+    ("put", "/api/users/{}/quota"),
+    ("get", "/api/executors/"),
+    ("post", "/api/executors/{}/drain"),
+    ("post", "/api/executors/{}/undrain"),
 }
 
 

@@ -22,6 +22,7 @@ INSIDE = {
     "users": "http://users:8001",
     "scheduler": "http://scheduler:8002",
     "scheduler-loops": "http://scheduler-loops:8004",
+    "scheduler-logs": "http://scheduler-logs:8005",
     "executor": "http://executor:8003",
 }
 
@@ -103,6 +104,11 @@ def test_every_service_serves_liveness_readiness_and_metrics(stack: Stack, servi
         (
             "scheduler",
             ["gunicorn", "-c", "deploy/gunicorn.conf.py", "services.scheduler.app:create_app()"],
+            "DATABASE_URL",
+        ),
+        (
+            "scheduler-logs",
+            ["gunicorn", "-c", "deploy/gunicorn.conf.py", "services.scheduler.log_app:create_app()"],
             "DATABASE_URL",
         ),
         ("scheduler-loops", ["python", "-m", "services.scheduler"], "DATABASE_URL"),

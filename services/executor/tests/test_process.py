@@ -20,7 +20,7 @@ import pika
 import pytest
 
 from libs.common.messages import RunMessage
-from libs.common.topology import DEAD_QUEUE, RUNS_QUEUE, declare_topology
+from libs.common.topology import DEAD_QUEUE, DEFAULT_POOL, RUNS_QUEUE, declare_topology, run_queue
 from services.executor import runtime as rt
 from services.executor.tests.fake_scheduler import TOKEN, FakeScheduler, Row, serve, wait_until
 from services.executor.tests.guard_rules import remove_rules
@@ -70,18 +70,18 @@ class Stand:
         wait_until(lambda: read_status(port, "/readyz") == 200, START_SECONDS, "being ready")
         return process, port
 
-    def add(self, *argv: str, **changes: Any) -> Row:
-        """A run that waits on the queue."""
+    def add(self, *argv: str, pool: str = DEFAULT_POOL, **changes: Any) -> Row:
+        """A run that waits on its pool's queue."""
         row = self.scheduler.add(command=argv[0], args=list(argv[1:]), **changes)
-        self.publish(row)
+        self.publish(row, pool)
         return row
 
-    def publish(self, row: Row) -> None:
+    def publish(self, row: Row, pool: str = DEFAULT_POOL) -> None:
         message = RunMessage(run_id=uuid.UUID(row.task["runId"]), task_id=uuid.UUID(row.task["taskId"]))
-        self.publish_body(message.encode())
+        self.publish_body(message.encode(), run_queue(pool))
 
-    def publish_body(self, body: bytes) -> None:
-        self.channel.basic_publish("", RUNS_QUEUE, body, pika.BasicProperties(delivery_mode=2))
+    def publish_body(self, body: bytes, queue: str = RUNS_QUEUE) -> None:
+        self.channel.basic_publish("", queue, body, pika.BasicProperties(delivery_mode=2))
 
     def count(self, queue: str) -> int:
         """Messages that wait in it."""
@@ -151,6 +151,33 @@ def test_runs_end_each_in_their_own_way(stand: Stand):
     assert len(binary.output("stdout")) == 100_000
     assert binary.result == binary.output("stdout")[-65536:]
     wait_until(lambda: stand.containers() == [], what="removing the containers")
+
+
+def test_an_executor_of_two_pools_takes_from_both_and_never_more_than_it_has_slots(stand: Stand):
+    stand.start(EXECUTOR_POOLS="default, gpu", EXECUTOR_SLOTS="2")
+    rows = [stand.add("sleep", "0.5", pool=pool) for pool in ("gpu", "default") * 3]
+
+    for row in rows:
+        stand.scheduler.wait_finished(row)
+
+    presented = [request["executor"] for request in stand.scheduler.requests]
+    assert {tuple(executor["pools"]) for executor in presented} == {("default", "gpu")}
+    assert max(executor["running"] for executor in presented) == 2
+
+
+def test_a_draining_executor_gives_back_what_it_is_sent_and_ends_what_it_has(stand: Stand):
+    stand.start()
+    has = stand.add("sleep", "2")
+    stand.wait_started(has)
+    stand.scheduler.draining = True
+
+    refused = stand.add("true")
+    assert stand.scheduler.wait_finished(has)["outcome"] == "completed"
+
+    wait_until(lambda: stand.count(RUNS_QUEUE) == 1, what="giving the message back")
+    assert refused.status == "queued"
+    stand.scheduler.draining = False
+    assert stand.scheduler.wait_finished(refused)["outcome"] == "completed"
 
 
 def test_a_killed_executor_adopts_its_running_containers(stand: Stand):

@@ -442,7 +442,14 @@ def test_health_of_all_parts_comes_in_one_answer(gateway, services: StubServices
     response = read_health(gateway, status=200)
 
     body = response.json()
-    assert set(body["services"]) == {"gateway", "users", "scheduler", "scheduler-loops", "executors"}
+    assert set(body["services"]) == {
+        "gateway",
+        "users",
+        "scheduler",
+        "scheduler-logs",
+        "scheduler-loops",
+        "executors",
+    }
     assert body["services"]["gateway"]["checks"] == {"redis": {"status": "up"}}
     assert body["services"]["executors"] == {"status": "ready", "alive": 2}
     assert body["services"]["users"]["checks"]["postgres"] == {"status": "up", "latencyMs": 0.5}

@@ -130,10 +130,11 @@ SELECT count(*) AS count
  WHERE total IS NULL OR total <= %(most_bytes)s
 
 -- name: find_tasks
-SELECT t.*, r.status AS run_status, r.published_at IS NOT NULL AS run_published
+SELECT t.*, r.status AS run_status, r.published_at IS NOT NULL AS run_published, l.pulling AS run_pulling
   FROM unnest(%(task_ids)s::uuid[]) WITH ORDINALITY AS wanted(id, position)
   JOIN scheduler.tasks t ON t.id = wanted.id AND t.deleted_at IS NULL
   LEFT JOIN scheduler.runs r ON r.task_id = t.id AND r.status IN ('queued', 'claimed', 'running', 'stopping')
+  LEFT JOIN scheduler.leases l ON l.run_id = r.id
  ORDER BY wanted.position
 
 -- name: count_tasks

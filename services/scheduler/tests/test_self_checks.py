@@ -15,6 +15,7 @@ from services.scheduler.states import (
     LOG_STREAM_NUMBERS,
     RUN_MOVES,
     TASK_MOVES,
+    ExecutorState,
     Network,
     OnExecutorLost,
     Reason,
@@ -39,6 +40,7 @@ _SCHEMA = "\n".join(migration.text for migration in read_migrations("scheduler")
         ("runs_status", RunStatus),
         ("runs_reason", Reason),
         ("runs_stop_reason", StopReason),
+        ("executors_state", ExecutorState),
     ],
 )
 def test_the_names_of_an_enum_are_those_of_its_check(constraint, names):
@@ -67,7 +69,7 @@ def test_the_insert_of_tasks_names_every_field_of_a_new_one():
     columns = [name.strip() for name in text.partition("(")[2].partition(")")[0].split(",")]
 
     fields = {field.name for field in dataclasses.fields(NewTask)}
-    assert set(columns) == fields | {"due_at", "created_at", "updated_at"}
+    assert set(columns) == fields | {"due_at", "expires_at", "created_at", "updated_at"}
 
 
 @pytest.mark.parametrize(("heading", "moves"), [("Moves of a task", TASK_MOVES), ("Moves of a run", RUN_MOVES)])
