@@ -1,4 +1,4 @@
-"""What a backlog costs: the rate at which it is worked off, how busy the slots are meanwhile, and dispatch's lateness.
+"""What a backlog costs: the rate at which it is worked off, how busy the slots are meanwhile, how late tasks start.
 
 `python -m bench.backlog` measures a running system whose settings file ENV_FILE names. Tasks are written into the
 database directly, as the API would have, so that creating them takes nothing away from what is measured. Those for
@@ -26,7 +26,7 @@ from deploy.environment import gateway_url, read_settings
 
 POOL = "bench"
 NOOP_SLOTS = 8
-BURST_TASKS = int(os.environ.get("BURST", 10_000))
+BURST_TASKS = 10_000
 STEADY_SECONDS = 15.0
 # So many wait at any time while the steady rate is measured: enough for all slots, and no backlog.
 STEADY_TASKS = 100
@@ -42,7 +42,9 @@ SELECT gen_random_uuid(), %(user_id)s, 'busybox:latest', %(command)s, %(args)s, 
   FROM generate_series(1, %(count)s)
 """
 _OPEN = "SELECT count(*) FROM scheduler.tasks WHERE user_id = %s AND status IN ('pending', 'queued', 'running')"
-_ENDED = "SELECT count(*), max(finished_at) - min(due_at) FROM scheduler.tasks WHERE user_id = %s AND status = 'completed'"
+_ENDED = """
+SELECT count(*), max(finished_at) - min(due_at) FROM scheduler.tasks WHERE user_id = %s AND status = 'completed'
+"""
 # The time that runs were in the hands of their executor, from the first claim until nothing waits any more.
 _BUSY = """
 WITH mine AS (
@@ -173,9 +175,8 @@ def run() -> None:
         time.sleep(3)
         for _ in range(3):
             steady, burst = measure_steady_rate(database), measure_burst_rate(database)
-            print(
-                f"no-op tasks: steady {steady:.0f}/s, {BURST_TASKS} due at once {burst:.0f}/s ({burst / steady:.2f})"
-            )
+            ratio = burst / steady
+            print(f"no-op tasks: steady {steady:.0f}/s, {BURST_TASKS} due at once {burst:.0f}/s ({ratio:.2f})")
         print(f"lateness {measure_lateness(database):.1f} ms")
     print(f"busy slots with containers of 1 s: {measure_busy_slots(database, slots=slots):.3f}")
 
