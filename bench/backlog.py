@@ -1,4 +1,4 @@
-"""What a backlog costs: the rate at which it is worked off, how busy the slots are meanwhile, how late tasks start.
+"""What a backlog costs: how fast it is worked off, how busy the slots are meanwhile, how late tasks start.
 
 `python -m bench.backlog` measures a running system whose settings file ENV_FILE names. Tasks are written into the
 database directly, as the API would have, so that creating them takes nothing away from what is measured. Those for
