@@ -1,4 +1,4 @@
-"""What a backlog costs: the rate at which it is worked off, how busy the slots are meanwhile, and dispatch's lateness.
+"""What a backlog costs: how fast it is worked off, how busy the slots are meanwhile, how late tasks start.
 
 `python -m bench.backlog` measures a running system whose settings file ENV_FILE names. Tasks are written into the
 database directly, as the API would have, so that creating them takes nothing away from what is measured. Those for
@@ -7,6 +7,7 @@ the no-op runtime go to a pool of their own, served by an executor that is start
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -15,6 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from deploy.environment import gateway_url, read_settings
 
 POOL = "bench"
 NOOP_SLOTS = 8
-BURST_TASKS = int(os.environ.get("BURST", 10_000))
+BURST_TASKS = 10_000
 STEADY_SECONDS = 15.0
 # So many wait at any time while the steady rate is measured: enough for all slots, and no backlog.
 STEADY_TASKS = 100
@@ -42,17 +44,13 @@ SELECT gen_random_uuid(), %(user_id)s, 'busybox:latest', %(command)s, %(args)s, 
   FROM generate_series(1, %(count)s)
 """
 _OPEN = "SELECT count(*) FROM scheduler.tasks WHERE user_id = %s AND status IN ('pending', 'queued', 'running')"
-_ENDED = "SELECT count(*), max(finished_at) - min(due_at) FROM scheduler.tasks WHERE user_id = %s AND status = 'completed'"
-# The time that runs were in the hands of their executor, from the first claim until nothing waits any more.
-_BUSY = """
-WITH mine AS (
-    SELECT r.claimed_at, r.finished_at
-      FROM scheduler.runs r JOIN scheduler.tasks t ON t.id = r.task_id
-     WHERE t.user_id = %s),
-span AS (SELECT min(claimed_at) AS began, max(claimed_at) AS ended FROM mine)
-SELECT extract(epoch FROM sum(least(finished_at, ended) - claimed_at))
-       / extract(epoch FROM min(ended) - min(began)) AS busy
-  FROM mine, span
+_ENDED = """
+SELECT count(*), max(finished_at) - min(due_at) FROM scheduler.tasks WHERE user_id = %s AND status = 'completed'
+"""
+_CLAIMS = """
+SELECT r.id::text, r.claimed_at
+  FROM scheduler.runs r JOIN scheduler.tasks t ON t.id = r.task_id
+ WHERE t.user_id = %s
 """
 _LATENESS = """
 SELECT extract(epoch FROM r.started_at - t.due_at) * 1000
@@ -84,6 +82,10 @@ class Database:
 
     def list(self, query: str, *parameters: Any) -> list[float]:
         return [float(row[0]) for row in self._connection.execute(query.encode(), parameters)]
+
+    def read_claims(self, user_id: uuid.UUID) -> dict[str, datetime]:
+        """When each run of the user's tasks was claimed."""
+        return dict(self._connection.execute(_CLAIMS.encode(), (user_id,)).fetchall())
 
     def add_tasks(
         self,
@@ -146,12 +148,33 @@ def measure_burst_rate(database: Database) -> float:
     return float(count / elapsed.total_seconds())
 
 
-def measure_busy_slots(database: Database, *, slots: int) -> float:
-    """The part of the slots' time in which they had a run, while a backlog of containers of 1 s lasted."""
+def measure_busy_slots(database: Database, project: str, *, slots: int) -> float:
+    """The part of the slots' time in which they had a run, while a backlog of containers of 1 s lasted.
+
+    From the claim until the executor has seen the container's end, which frees the slot.
+    """
     user_id = uuid.uuid4()
+    began = int(time.time())
     database.add_tasks(user_id, slots * BUSY_SECONDS, ahead=1, pool="default", command="sleep", args=("1",))
     database.wait_until_done(user_id, seconds=300)
-    return float(database.read(_BUSY, user_id)) / slots
+    claims = database.read_claims(user_id)
+    ends = read_ends(project, since=began)
+    first, last = min(claims.values()), max(claims.values())
+    busy = sum((min(ends[run_id], last) - claim for run_id, claim in claims.items()), timedelta(0))
+    return busy / (last - first) / slots
+
+
+def read_ends(project: str, *, since: int) -> dict[str, datetime]:
+    """When its executor saw the end of each run, by its log."""
+    label = [f"com.docker.compose.project={project}", "com.docker.compose.service=executor"]
+    lines = [
+        line
+        for container in docker.from_env().containers.list(filters={"label": label})
+        for line in container.logs(since=since).splitlines()
+        if b'"run_finished"' in line
+    ]
+    entries = map(json.loads, lines)
+    return {entry["run_id"]: datetime.fromisoformat(entry["at"]) for entry in entries}
 
 
 def measure_lateness(database: Database) -> float:
@@ -173,11 +196,11 @@ def run() -> None:
         time.sleep(3)
         for _ in range(3):
             steady, burst = measure_steady_rate(database), measure_burst_rate(database)
-            print(
-                f"no-op tasks: steady {steady:.0f}/s, {BURST_TASKS} due at once {burst:.0f}/s ({burst / steady:.2f})"
-            )
+            ratio = burst / steady
+            print(f"no-op tasks: steady {steady:.0f}/s, {BURST_TASKS} due at once {burst:.0f}/s ({ratio:.2f})")
         print(f"lateness {measure_lateness(database):.1f} ms")
-    print(f"busy slots with containers of 1 s: {measure_busy_slots(database, slots=slots):.3f}")
+    busy = measure_busy_slots(database, settings["COMPOSE_PROJECT_NAME"], slots=slots)
+    print(f"busy slots with containers of 1 s: {busy:.3f}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ CREATE TABLE scheduler.lanes (
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX lanes_of_pool ON scheduler.lanes (pool, priority, due_at);
 CREATE INDEX lanes_of_user ON scheduler.lanes (user_id, pool, priority DESC, due_at);
-CREATE INDEX lanes_due ON scheduler.lanes (due_at);
+-- By an expression, so that the planner takes it for `look_ahead` and nothing else.
+CREATE INDEX lanes_due ON scheduler.lanes ((due_at AT TIME ZONE 'UTC'));
 
 -- Lanes in which something has become pending since dispatch looked last. Dispatch takes what is due out of it.
 CREATE TABLE scheduler.arrivals (

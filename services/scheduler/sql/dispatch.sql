@@ -1,9 +1,11 @@
 -- name: look_ahead
 -- For how long the longest waiting task has been due, and when the next one will be. Index probes, however many wait.
 SELECT clock_timestamp() - least(
-           (SELECT min(due_at) FROM scheduler.lanes WHERE due_at <= now()),
+           (SELECT min(due_at AT TIME ZONE 'UTC') FROM scheduler.lanes
+             WHERE due_at AT TIME ZONE 'UTC' <= now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC',
            (SELECT min(due_at) FROM scheduler.arrivals WHERE due_at <= now())) AS overdue,
-       least((SELECT min(due_at) FROM scheduler.lanes WHERE due_at > now()),
+       least((SELECT min(due_at AT TIME ZONE 'UTC') FROM scheduler.lanes
+               WHERE due_at AT TIME ZONE 'UTC' > now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC',
              (SELECT min(due_at) FROM scheduler.arrivals WHERE due_at > now())) - clock_timestamp() AS due_in
 
 -- name: lock_dispatch
