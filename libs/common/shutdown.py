@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
+
+_WATCH_SECONDS = 0.2
 
 
 def call_on_stop(stop: Callable[[], None]) -> None:
@@ -15,13 +18,20 @@ def call_on_stop(stop: Callable[[], None]) -> None:
     Call from the main thread, after the server has set its handler (gunicorn: while the app is made).
     """
     former = signal.getsignal(signal.SIGTERM)
+    asked: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        # Not here: what is interrupted may hold a lock that `stop` needs.
-        threading.Thread(target=stop, name="stop", daemon=True).start()
+        # Nothing that might wait, not even for a lock: under gevent this runs inside its event loop.
+        asked.append(number)
         if callable(former):
             former(number, frame)
 
+    def watch() -> None:
+        while not asked:
+            time.sleep(_WATCH_SECONDS)
+        stop()
+
+    threading.Thread(target=watch, name="stop-watch", daemon=True).start()
     signal.signal(signal.SIGTERM, handle)
     # As gunicorn has it: requests under way go on.
     signal.siginterrupt(signal.SIGTERM, False)

@@ -30,7 +30,8 @@ log = structlog.get_logger()
 BUSY_INTERVAL_SECONDS = 1.0
 IDLE_INTERVAL_SECONDS = 5.0
 # Somebody may be watching: what is printed after a silence goes soon, what is printed on and on in larger pieces.
-OUTPUT_SOON_SECONDS = 0.1
+# The first of it goes together with the report of the start, and that of a short run with its end.
+OUTPUT_SOON_SECONDS = 0.25
 OUTPUT_EVERY_SECONDS = 0.5
 GATHER_SECONDS = 0.02
 FIRST_BACKOFF_SECONDS = 0.2
