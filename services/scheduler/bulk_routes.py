@@ -12,21 +12,20 @@ from libs.common.openapi import ApiBlueprint
 from libs.common.paging import Page
 from libs.common.tokens import TokenVerifier, require_identity
 from services.scheduler.bulk import BulkTasks, Counts
-from services.scheduler.creations import REPLAYED_HEADERS, read_once, to_answer, to_response
-from services.scheduler.idempotency import Answer
-from services.scheduler.lists import TaskLists
-from services.scheduler.paths import SECURITY
-from services.scheduler.schemas import (
+from services.scheduler.bulk_schemas import (
     BulkSchema,
     CountsSchema,
     CreatedTasksSchema,
-    IdempotencySchema,
     NewTasksSchema,
     StatsQuerySchema,
     StatsSchema,
     TaskPageSchema,
     TaskQuerySchema,
 )
+from services.scheduler.creations import REPLAYED_HEADERS, IdempotencySchema, read_once, to_answer, to_response
+from services.scheduler.idempotency import Answer
+from services.scheduler.lists import TaskLists
+from services.scheduler.paths import SECURITY
 
 # The gateway takes as much at this path.
 MAX_BATCH_BYTES = 8 * 1024 * 1024

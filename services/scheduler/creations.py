@@ -7,15 +7,30 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flask import Response, request
-from marshmallow import Schema
+from marshmallow import Schema, fields, validate
 
 from libs.common.openapi import read_json
+from libs.common.schema import BaseSchema
 from libs.common.tokens import Identity
 from services.scheduler.idempotency import Answer, Once, RequestKey, Result, make_fingerprint
 
 _REPLAYED = "Idempotency-Replayed"
 # As flask-smorest documents them.
 REPLAYED_HEADERS = {_REPLAYED: {"schema": {"type": "string"}, "description": "true when it was done before."}}
+
+
+class IdempotencySchema(BaseSchema):
+    """The header of requests that create."""
+
+    idempotency_key = fields.String(
+        data_key="Idempotency-Key",
+        load_default=None,
+        validate=validate.Regexp(r"[\x21-\x7e]{1,128}\Z", error="Must be 1 to 128 visible ASCII characters."),
+        metadata={
+            "description": "The same request with the same key within 24 hours is done once, and gets the first "
+            "answer again, with Idempotency-Replayed: true."
+        },
+    )
 
 
 def read_once(identity: Identity, headers: Mapping[str, Any], write: Callable[[Result], Answer]) -> Once[Result]:

@@ -8,12 +8,11 @@ from flask import Response, g, request
 
 from libs.common.openapi import ApiBlueprint
 from libs.common.tokens import Identity, TokenVerifier, require_identity
-from services.scheduler.creations import REPLAYED_HEADERS, read_once, to_answer, to_response
+from services.scheduler.creations import REPLAYED_HEADERS, IdempotencySchema, read_once, to_answer, to_response
 from services.scheduler.idempotency import Answer
 from services.scheduler.paths import SECURITY, TASK_ID, read_task_id
 from services.scheduler.receipts import to_receipt
 from services.scheduler.schemas import (
-    IdempotencySchema,
     NewTaskSchema,
     RunsSchema,
     TaskSchema,
