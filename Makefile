@@ -58,7 +58,7 @@ keys: ## Make a signing key: make keys KID=2027-01
 
 ##@ Change
 .PHONY: test test-unit test-component test-integration faults soak failpoints mutations lint check ci tidy bench \
-  requirements
+  bench-scale requirements
 
 test: $(VENV_STAMP) ## Run all tests, against real servers and a composed system of their own
 	@deploy/with_test_stack.sh $(BIN)/pytest --numprocesses 2 libs services deploy tests $(ARGS)
@@ -116,6 +116,9 @@ tidy: $(VENV_STAMP) ## Format the code and fix what can be fixed
 
 bench: $(VENV_STAMP) ## Measure a system of its own against a bare loop over the engine
 	@deploy/with_test_stack.sh $(BIN)/python -m bench
+
+bench-scale: $(VENV_STAMP) ## Measure a system with 6,000,000 tasks against the same one when it was empty: 15 minutes
+	@deploy/with_test_stack.sh $(BIN)/python -m bench.scale
 
 requirements: $(VENV_STAMP) ## Compile requirements/*.in into hashed requirements/*.txt
 	@cd requirements && ../$(BIN)/uv $(COMPILE) runtime.in --output-file runtime.txt

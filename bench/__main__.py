@@ -8,7 +8,7 @@ Prints a table of medians with the ratio to each baseline. Sends traffic to the 
 from __future__ import annotations
 
 import os
-import sys
+import statistics
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,8 +17,10 @@ from typing import Any
 
 from bench.api import Api
 from bench.containers import BareLoop, measure_lateness, measure_run, measure_throughput
+from bench.followers import FAST, FOLLOWERS, STEADY, Following
+from bench.latency import create_batches
 from bench.rates import CLIENTS, create_one, get_one, measure_rate, probe_gateway
-from bench.report import Row, print_table
+from bench.report import Row, print_table, say
 from deploy.environment import gateway_url, read_settings
 from services.executor.container_options import ContainerSettings, container_options
 from services.executor.spec import TaskSpec
@@ -26,6 +28,9 @@ from services.executor.spec import TaskSpec
 ROUNDS = 5
 CONTAINERS_A_ROUND = 60
 SINGLE_RUNS = 20
+BATCH = 1000
+# More than one, so that validating the next batch goes on while the database writes one.
+BATCH_CLIENTS = 3
 
 Measure = Callable[[], float]
 
@@ -73,10 +78,6 @@ def take_in_turn(rounds: int, system: Measure, baseline: Measure, *, name: str) 
     return [pair[1] for pair in pairs], [pair[0] for pair in pairs]
 
 
-def say(text: str) -> None:
-    print(f"measuring {text}…", file=sys.stderr, flush=True)
-
-
 def run() -> None:
     settings = read_settings(Path(os.environ["ENV_FILE"]).read_text(encoding="utf-8"))
     api = Api(gateway_url(settings))
@@ -101,9 +102,26 @@ def run() -> None:
         lambda: measure_rate(probe_gateway(api)),
         name="tasks created",
     )
+    batches = take_in_turn(
+        ROUNDS,
+        lambda: measure_rate(create_batches(api, size=BATCH), clients=BATCH_CLIENTS) * BATCH,
+        lambda: measure_rate(create_one(api)),
+        name=f"tasks created in batches of {BATCH}",
+    )
     got = take_in_turn(
         ROUNDS, lambda: measure_rate(get_one(api)), lambda: measure_rate(probe_gateway(api)), name="GET of a task"
     )
+
+    following = Following(api)
+    followed = {
+        name: take_in_turn(
+            ROUNDS,
+            lambda script=script: following.measure_run(script, followers=FOLLOWERS),  # type: ignore[misc]
+            lambda script=script: following.measure_run(script, followers=0),  # type: ignore[misc]
+            name=f"{FOLLOWERS} followers of a run that prints 10 MB {name}",
+        )
+        for name, script in (("at once", FAST), ("in 4 s", STEADY))
+    }
 
     print(f"\n{os.cpu_count()} cores, {slots} slots, {CLIENTS} HTTP clients\n")
     print_table(
@@ -112,9 +130,16 @@ def run() -> None:
             Row("one run, POST to exit", "ms", alone[0], "bare create to exit", alone[1]),
             Row("first instruction after due", "ms", lateness[0], "bare create+start", lateness[1]),
             Row("tasks created, single", "/s", created[0], "gateway's /livez", created[1]),
+            Row("tasks created, in batches", "/s", batches[0], "created, single", batches[1]),
             Row("GET of a task", "/s", got[0], "gateway's /livez", got[1]),
+            *(
+                Row(f"10 MB {name}, {FOLLOWERS} followers", "s", samples[0], "not followed", samples[1])
+                for name, samples in followed.items()
+            ),
         ]
     )
+    delay = statistics.median(following.delays)
+    print(f"\nthe last of {FOLLOWERS} followers had everything {delay:.2f} s after the run's end")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,17 @@ class Api:
         self._pool = urllib3.PoolManager(maxsize=connections, timeout=30, retries=False)
         self._headers: dict[str, str] = {}
 
-    def sign_up(self) -> None:
+    @property
+    def base_url(self) -> str:
+        return self._base
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What says who asks."""
+        return self._headers
+
+    def sign_up(self) -> str:
+        """Make the requests those of a new user, whose id is returned."""
         name = f"bench-{uuid.uuid4().hex[:12]}"
         body = {
             "name": name,
@@ -31,6 +41,7 @@ class Api:
         }
         user = self.call("POST", "/api/users/signup", 201, body)
         self._headers = {"Authorization": f"Bearer {user['token']}"}
+        return str(user["id"])
 
     def call(self, method: str, path: str, expected: int, body: Any = None) -> Any:
         answer = self._pool.request(method, self._base + path, headers=self._headers, json=body)

@@ -16,8 +16,8 @@ SECONDS = 5.0
 ONE_YEAR_SECONDS = timedelta(days=365).total_seconds()
 
 
-def measure_rate(request: Callable[[], object]) -> float:
-    """Requests a second of `request`, made by CLIENTS threads for SECONDS."""
+def measure_rate(request: Callable[[], object], *, clients: int = CLIENTS) -> float:
+    """Requests a second of `request`, made by so many threads for SECONDS."""
     counter = itertools.count()
     stop = threading.Event()
 
@@ -26,9 +26,9 @@ def measure_rate(request: Callable[[], object]) -> float:
             request()
             next(counter)
 
-    with ThreadPoolExecutor(CLIENTS) as clients:
+    with ThreadPoolExecutor(clients) as threads:
         started = time.perf_counter()
-        running = [clients.submit(client) for _ in range(CLIENTS)]
+        running = [threads.submit(client) for _ in range(clients)]
         stop.wait(SECONDS)
         stop.set()
         for one in running:

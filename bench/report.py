@@ -1,8 +1,9 @@
-"""The table that `make bench` prints."""
+"""The tables that the benchmarks print."""
 
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,10 @@ class Row:
     @property
     def ratio(self) -> float:
         return statistics.median(self.system) / statistics.median(self.baseline)
+
+
+def say(text: str) -> None:
+    print(f"measuring {text}…", file=sys.stderr, flush=True)
 
 
 def print_table(rows: Sequence[Row]) -> None:

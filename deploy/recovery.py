@@ -22,6 +22,8 @@ SERVICE_LABEL = "com.docker.compose.service"
 PROJECT_LABEL = "com.docker.compose.project"
 # RabbitMQ's container knows its password by another name than deploy/.env.
 OTHER_NAMES = {"RABBITMQ_DEFAULT_PASS": "RABBITMQ_PASSWORD"}
+# Redis keeps nothing, so nothing is closed to whoever comes with a new one; and an older system has none.
+MADE_ANEW = frozenset({"REDIS_EXECUTOR_PASSWORD"})
 MENTIONED = re.compile(r"^(?:# )?([A-Z][A-Z0-9_]*)=", re.MULTILINE)
 
 
@@ -50,7 +52,8 @@ def _find_address(gateway: Mapping[str, Any]) -> dict[str, str]:
 
 def list_missing(found: Mapping[str, str], example: str) -> list[str]:
     """The passwords that can't be made anew and were not found."""
-    return [name for name, value in read_settings(example).items() if not value and name not in found]
+    empty = [name for name, value in read_settings(example).items() if not value]
+    return [name for name in empty if name not in found and name not in MADE_ANEW]
 
 
 def inspect_containers(project: str) -> list[dict[str, Any]]:

@@ -21,8 +21,8 @@ flock --nonblock 9 || { echo 'waiting for another test run on this machine…' >
 "$here/clean.sh" "$PROJECT" 9>&-
 rm -f "$ENV_FILE"
 trap '"$here/clean.sh" "$PROJECT" 9>&-; rm -f "$ENV_FILE"' EXIT
-# The tests sign up and in more often than any address of a real user.
+# The tests sign up and in more often than any address of a real user, and don't wait for long pulls.
 "$here/up.sh" COMPOSE_PROJECT_NAME="$PROJECT" GATEWAY_BIND=127.0.0.1 GATEWAY_PORT="${TEST_PORT:-18000}" \
     ${TASKRUNNER_IMAGE:+"TASKRUNNER_IMAGE=$TASKRUNNER_IMAGE"} \
-    LOGIN_RATE=100000/minute LOGIN_ADDRESS_RATE=100000/minute SIGNUP_RATE=100000/hour 9>&-
+    PULL_TIMEOUT_SECONDS=10 LOGIN_RATE=100000/minute LOGIN_ADDRESS_RATE=100000/minute SIGNUP_RATE=100000/hour 9>&-
 "$@" 9>&-

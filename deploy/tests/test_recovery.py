@@ -49,3 +49,7 @@ def test_a_password_that_is_nowhere_is_missing() -> None:
     found = find_settings([container("postgres", "POSTGRES_PASSWORD=a")], EXAMPLE)
 
     assert list_missing(found, EXAMPLE) == ["RABBITMQ_PASSWORD"]
+
+
+def test_a_password_that_opens_no_data_is_made_anew() -> None:
+    assert list_missing({}, "REDIS_EXECUTOR_PASSWORD=\nREDIS_PASSWORD=\n") == ["REDIS_PASSWORD"]

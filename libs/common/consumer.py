@@ -1,8 +1,9 @@
-"""Takes messages off a queue, never more at a time than the owner has room for.
+"""Takes messages off one or more queues, never more at a time than the owner has room for.
 
 One thread, one connection, one channel (pika isn't safe for threads). Each place for a message is a consumer tag
 of its own with a prefetch of one, so the broker shares messages out by free places. A message that takes long is
-acknowledged early, after its tag was cancelled: the broker then delivers nothing to a place that is busy.
+acknowledged early, after its tag was cancelled: the broker then delivers nothing to a place that is busy. With
+several queues each of them is offered every free place, and whichever delivers first has it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ import pika.exceptions
 import structlog
 
 from libs.common.config import Secret
-from libs.common.topology import REQUEST_ID_HEADER, declare_topology
+from libs.common.topology import REQUEST_ID_HEADER, declare_run_queue, declare_topology
 
 log = structlog.get_logger()
 
@@ -51,30 +52,40 @@ class Delivery:
     request_id: str | None
     redelivered: bool
     tag: str
+    queue: str
     delivery_tag: int
     channel: Any
     taken: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A consumer tag's queue, and the message that it has in hand."""
+
+    queue: str
+    delivery: Delivery | None = None
+
+
 class Consumer:
-    """`run` is the thread's loop. `set_capacity`, `done` and `reject` may be called from any thread.
+    """`run` is the thread's loop. `set_capacity`, `done`, `reject` and `give_back` are for any thread.
 
     `capacity` is how many messages may be in hand at a time, also across reconnects. `on_delivery` is called in
     the consumer's thread and must not block.
     """
 
     def __init__(
-        self, *, name: str, broker_url: Secret, queue: str, on_delivery: Callable[[Delivery], None]
+        self, *, name: str, broker_url: Secret, queues: Sequence[str], on_delivery: Callable[[Delivery], None]
     ) -> None:
         self._name = name
         self._broker_url = broker_url
-        self._queue = queue
+        self._queues = queues
         self._on_delivery = on_delivery
         self._connection: pika.BlockingConnection | None = None
         self._channel: Any = None
         self._capacity = 0
-        # Live tags and what each has in hand; and all that is in hand, also from tags and connections now gone.
-        self._tags: dict[str, Delivery | None] = {}
+        # Live tags, each with its queue and what it has in hand; and all that is in hand, also from tags and
+        # connections now gone.
+        self._tags: dict[str, _Place] = {}
         self._in_hand: set[Delivery] = set()
         self._actions: deque[Callable[[], None]] = deque()
         self._ended = threading.Event()
@@ -91,11 +102,15 @@ class Consumer:
 
     def done(self, delivery: Delivery) -> None:
         """The place is free again; acknowledges the message if that hasn't happened."""
-        self._call(functools.partial(self._finish, delivery, accept=True))
+        self._call(functools.partial(self._finish, delivery, _accept))
 
     def reject(self, delivery: Delivery) -> None:
         """Nobody can use this message: into the dead letters with it. The place is free again."""
-        self._call(functools.partial(self._finish, delivery, accept=False))
+        self._call(functools.partial(self._finish, delivery, _reject))
+
+    def give_back(self, delivery: Delivery) -> None:
+        """Somebody else shall have it. The place is free again: take it away first, or it may come back here."""
+        self._call(functools.partial(self._finish, delivery, _requeue))
 
     def end(self) -> None:
         """Close the connection and end the loop. What isn't acknowledged, the broker delivers to another."""
@@ -124,10 +139,12 @@ class Consumer:
         connection = pika.BlockingConnection(self._parameters())
         channel = connection.channel()
         declare_topology(channel)
+        for queue in self._queues:
+            declare_run_queue(channel, queue)
         channel.basic_qos(prefetch_count=1)
         channel.add_on_cancel_callback(_raise_cancelled)
         self._connection, self._channel = connection, channel
-        log.info("broker_connected", queue=self._queue)
+        log.info("broker_connected", queues=list(self._queues))
         self._act()
         while not self._ended.is_set():
             connection.process_data_events(time_limit=WAIT_SECONDS)
@@ -174,31 +191,41 @@ class Consumer:
         """Have as many tags as there is room: one for each message that may still come, or is unacknowledged."""
         if self._channel is None:
             return
-        wanted = self._capacity - self._count_without_tag()
-        idle = [tag for tag, delivery in self._tags.items() if delivery is None]
-        while len(self._tags) > wanted and idle:
-            tag = idle.pop()
-            del self._tags[tag]
-            self._channel.basic_cancel(tag)
-        while len(self._tags) < wanted:
-            tag = self._channel.basic_consume(self._queue, self._receive)
-            self._tags.setdefault(tag, None)
+        free = self._count_free()
+        for queue in self._queues:
+            idle = self._list_idle(queue)
+            while len(idle) > free:
+                tag = idle.pop()
+                del self._tags[tag]
+                # What the broker has sent to it meanwhile, pika gives back.
+                self._channel.basic_cancel(tag)
+            for _ in range(free - len(idle)):
+                tag = self._channel.basic_consume(queue, functools.partial(self._receive, queue))
+                self._tags.setdefault(tag, _Place(queue))
 
-    def _count_without_tag(self) -> int:
-        return sum(1 for delivery in self._in_hand if self._tags.get(delivery.tag) is not delivery)
+    def _count_free(self) -> int:
+        """How many more messages may come. One that is in hand counts, also when its tag is gone."""
+        return max(self._capacity - len(self._in_hand), 0)
 
-    def _receive(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+    def _list_idle(self, queue: str) -> list[str]:
+        return [tag for tag, place in self._tags.items() if place.queue == queue and place.delivery is None]
+
+    def _receive(self, queue: str, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         headers = properties.headers or {}
         delivery = Delivery(
             body=body,
             request_id=headers.get(REQUEST_ID_HEADER),
             redelivered=method.redelivered,
             tag=method.consumer_tag,
+            queue=queue,
             delivery_tag=method.delivery_tag,
             channel=channel,
         )
-        self._tags[delivery.tag] = delivery
+        self._tags[delivery.tag] = _Place(queue, delivery)
         self._in_hand.add(delivery)
+        if len(self._queues) > 1:
+            # The others have one place fewer.
+            self._balance()
         self._check_later(delivery)
         self._on_delivery(delivery)
 
@@ -218,25 +245,34 @@ class Consumer:
         self._channel.basic_ack(delivery.delivery_tag)
         delivery.channel = None
 
-    def _finish(self, delivery: Delivery, *, accept: bool) -> None:
+    def _finish(self, delivery: Delivery, settle: Callable[[Any, int], None]) -> None:
         if delivery not in self._in_hand:
             return
         self._in_hand.discard(delivery)
         if delivery.channel is not None and delivery.channel is self._channel:
-            self._settle(delivery, accept=accept)
+            self._free_place(delivery)
+            settle(self._channel, delivery.delivery_tag)
         delivery.channel = None
 
-    def _settle(self, delivery: Delivery, *, accept: bool) -> None:
-        """Free the place, or give it up when there is no room any more, then acknowledge."""
-        if len(self._tags) + self._count_without_tag() > self._capacity:
+    def _free_place(self, delivery: Delivery) -> None:
+        """Before the acknowledgement: keep the place for another message, or give it up when there is no room."""
+        if len(self._list_idle(delivery.queue)) < self._count_free():
+            self._tags[delivery.tag] = _Place(delivery.queue)
+        else:
             self._tags.pop(delivery.tag, None)
             self._channel.basic_cancel(delivery.tag)
-        else:
-            self._tags[delivery.tag] = None
-        if accept:
-            self._channel.basic_ack(delivery.delivery_tag)
-        else:
-            self._channel.basic_reject(delivery.delivery_tag, requeue=False)
+
+
+def _accept(channel: Any, delivery_tag: int) -> None:
+    channel.basic_ack(delivery_tag)
+
+
+def _reject(channel: Any, delivery_tag: int) -> None:
+    channel.basic_reject(delivery_tag, requeue=False)
+
+
+def _requeue(channel: Any, delivery_tag: int) -> None:
+    channel.basic_reject(delivery_tag, requeue=True)
 
 
 def _nothing() -> None:

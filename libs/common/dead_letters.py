@@ -20,13 +20,21 @@ from environs import Env
 from libs.common.clock import format_time
 from libs.common.config import Secret, load_config, read_secret_url
 from libs.common.messages import UnreadableMessage, decode_run_message
-from libs.common.topology import DEAD_QUEUE, REQUEST_ID_HEADER, RUNS_QUEUE, declare_topology
+from libs.common.topology import (
+    DEAD_QUEUE,
+    POOL_QUEUE_PREFIX,
+    REQUEST_ID_HEADER,
+    RUNS_QUEUE,
+    declare_run_queue,
+    declare_topology,
+)
 
 SHOWN_AT_ONCE = 50
 SHOWN_CHARACTERS = 200
 
 _CONNECT_SECONDS = 5
 _DELIVERY_COUNT_HEADER = "x-delivery-count"
+_FIRST_QUEUE_HEADER = "x-first-death-queue"
 # A quorum queue drops a message that was given out and taken back 20 times, and to look is to do that.
 _LOOKS_BEFORE_RENEWAL = 10
 
@@ -77,7 +85,7 @@ def list_dead_letters(channel: Any, *, limit: int = SHOWN_AT_ONCE) -> list[DeadL
 
 
 def replay_dead_letters(channel: Any) -> int:
-    """Put back onto the runs queue what is there now. Returns how many.
+    """Put back onto the queue that it was in what is there now. Returns how many.
 
     Each is acknowledged after the broker has confirmed its copy: a crash in between leaves two, and a claim is
     granted once. What still can't be read comes back as a dead letter.
@@ -91,7 +99,9 @@ def replay_dead_letters(channel: Any) -> int:
         method, properties, body = message
         request_id = _read(properties, body).request_id
         headers = {} if request_id is None else {REQUEST_ID_HEADER: request_id}
-        _publish(channel, RUNS_QUEUE, properties, body, headers=headers)
+        queue = _find_queue(properties)
+        declare_run_queue(channel, queue)
+        _publish(channel, queue, properties, body, headers=headers)
         channel.basic_ack(method.delivery_tag)
         count += 1
     return count
@@ -132,7 +142,7 @@ def _show(channel: Any) -> None:
 
 
 def _replay(channel: Any) -> None:
-    _print(f"put back onto {RUNS_QUEUE}: {replay_dead_letters(channel)}")
+    _print(f"put back: {replay_dead_letters(channel)}")
 
 
 def _take(channel: Any) -> tuple[Any, Any, bytes] | None:
@@ -175,6 +185,12 @@ def _read(properties: Any, body: bytes) -> DeadLetter:
         died_at=_find_death(headers),
         problem=_find_problem(body),
     )
+
+
+def _find_queue(properties: Any) -> str:
+    """Where it died; the runs queue when it doesn't say so."""
+    queue = (properties.headers or {}).get(_FIRST_QUEUE_HEADER)
+    return queue if isinstance(queue, str) and queue.startswith(POOL_QUEUE_PREFIX) else RUNS_QUEUE
 
 
 def _find_death(headers: dict[str, Any]) -> datetime | None:

@@ -35,7 +35,12 @@ def read_json(request: Request) -> Any:
 class StrictParser(FlaskParser):
     """Takes a body for what it says it is, instead of ignoring what it can't read."""
 
-    DEFAULT_UNKNOWN_BY_LOCATION = {"json": None, "query": ma.RAISE, "path": None}  # noqa: RUF012  webargs declares it so.
+    DEFAULT_UNKNOWN_BY_LOCATION = {  # noqa: RUF012  webargs declares it so.
+        "json": None,
+        "query": ma.RAISE,
+        "path": None,
+        "headers": ma.EXCLUDE,
+    }
 
     def load_json(self, req: Request, schema: ma.Schema) -> Any:  # noqa: ARG002  The signature is webargs'.
         return read_json(req)

@@ -20,7 +20,13 @@ from pika.channel import Channel
 from pika.exceptions import AMQPError
 
 from libs.common.messages import RunMessage
-from libs.common.topology import QUEUES, REQUEST_ID_HEADER, RUNS_QUEUE, declare_topology
+from libs.common.topology import (
+    REQUEST_ID_HEADER,
+    RUNS_QUEUE,
+    declare_run_queue,
+    declare_topology,
+    queue_arguments,
+)
 
 log = structlog.get_logger()
 
@@ -36,10 +42,11 @@ _HEARD_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message and the request that it goes back to."""
+    """A message, the request that it goes back to, and the queue that it is for."""
 
     message: RunMessage
     request_id: str
+    queue: str = RUNS_QUEUE
 
     @property
     def id(self) -> str:
@@ -197,6 +204,7 @@ class _Link:
         self._unconfirmed: dict[int, tuple[_Batch, str]] = {}
         self._returned: set[str] = set()
         self._batches: set[_Batch] = set()
+        self._declared = {RUNS_QUEUE}
         self.heard_at = float("-inf")
         self._connection = pika.SelectConnection(
             parameters,
@@ -234,7 +242,9 @@ class _Link:
 
         if self._channel is not None and self._channel.is_open:
             # Not a passive declaration: one of a queue that is gone would close the channel.
-            self._channel.queue_declare(queue_name, durable=True, arguments=dict(QUEUES)[queue_name], callback=put)
+            self._channel.queue_declare(
+                queue_name, durable=True, arguments=queue_arguments(queue_name), callback=put
+            )
 
     def _close(self) -> None:
         if self._connection.is_open:
@@ -276,11 +286,12 @@ class _Link:
             batch.done.set()
             return
         for entry in batch.outgoing:
+            self._declare(channel, entry.queue)
             self._unconfirmed[self._next_tag] = (batch, entry.id)
             self._next_tag += 1
             channel.basic_publish(
                 "",
-                RUNS_QUEUE,
+                entry.queue,
                 entry.message.encode(),
                 pika.BasicProperties(
                     content_type="application/json",
@@ -291,11 +302,18 @@ class _Link:
                 mandatory=True,
             )
 
-    def _on_return(self, channel: Channel, _method: Any, properties: pika.BasicProperties, _body: bytes) -> None:
+    def _declare(self, channel: Channel, queue_name: str) -> None:
+        """The broker does a channel's requests in order, so the queue is there when the message comes."""
+        if queue_name not in self._declared:
+            declare_run_queue(channel, queue_name)
+            self._declared.add(queue_name)
+
+    def _on_return(self, channel: Channel, method: Any, properties: pika.BasicProperties, _body: bytes) -> None:
         # The queue is gone: somebody removed it under us. A return comes before its confirm.
         log.error("message_returned", run_id=properties.message_id)
         self._returned.add(properties.message_id or "")
         declare_topology(channel)
+        self._declared.discard(method.routing_key)
 
     def _on_confirm(self, frame: Any) -> None:
         self.heard_at = time.monotonic()

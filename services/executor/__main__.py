@@ -15,13 +15,15 @@ import structlog
 from libs.common.config import load_config, masked
 from libs.common.consumer import Consumer
 from libs.common.health import Check, serve_health
+from libs.common.hints import STOP_CHANNEL, HintListener
 from libs.common.logs import configure_logs
 from libs.common.shutdown import Shutdown
-from libs.common.topology import RUNS_QUEUE
+from libs.common.topology import run_queue
 from services.executor.config import ExecutorConfig, read_config
 from services.executor.container_options import ContainerSettings
 from services.executor.docker_runtime import CALL_TIMEOUT_SECONDS, DockerRuntime
 from services.executor.engine import EngineMonitor
+from services.executor.meter import Meter
 from services.executor.metrics import SLOTS, SLOTS_USED
 from services.executor.network_guard import GuardSettings, NetworkGuard
 from services.executor.noop_runtime import NoopRuntime
@@ -37,6 +39,7 @@ from services.executor.tools import Tools
 
 log = structlog.get_logger()
 
+KIB = 1024
 MIB = 1024 * 1024
 
 # An engine waits up to 12 s for what it killed to end before it answers.
@@ -61,10 +64,12 @@ class Executor:
             open_runtime=functools.partial(self._open_runtime, call_seconds=SIGNAL_TIMEOUT_SECONDS)
         )
         self._spool = Spool(directory=config.spool_directory, limit_bytes=config.spool_mb * MIB)
+        self._meter = Meter(config.cgroup_directory)
         self._prefetcher = Prefetcher(runtime=self._open_runtime(), limit=config.pull_limit)
         self._slots: Slots | None = None
         self._sync: Sync | None = None
         self._consumer: Consumer | None = None
+        self._hints: HintListener | None = None
 
     def run(self) -> None:
         """Start, work until the stop is asked, stop. What still runs then is adopted by the next start."""
@@ -85,11 +90,17 @@ class Executor:
 
     def _start(self) -> None:
         duties = Duties(stopper=self._stopper, prefetcher=self._prefetcher)
-        sync = Sync(identity=self._identity(), post=self._open_scheduler(), listener=duties, now=self._engine.now)
+        sync = Sync(
+            identity=self._identity(),
+            post=self._open_scheduler(),
+            listener=duties,
+            now=self._engine.now,
+            output_cap_bytes=self._config.log_max_kb * KIB,
+        )
         consumer = Consumer(
             name=f"executor {self._config.executor_id}",
             broker_url=self._config.broker_url,
-            queue=RUNS_QUEUE,
+            queues=[run_queue(pool) for pool in self._config.pools],
             on_delivery=lambda delivery: slots.deliver(delivery),  # noqa: PLW0108  The slots come next.
         )
         slots = Slots(
@@ -107,10 +118,14 @@ class Executor:
         self._threads.extend(slots.threads)
         self._start_thread("stopper", self._stopper.run)
         self._start_thread("spool", self._spool.run)
+        self._start_thread("meter", self._meter.run)
         self._start_thread("prefetch", self._prefetcher.run)
         self._start_thread("sync", sync.run)
         self._start_thread("consumer", consumer.run)
         self._start_thread("reaper", self._reap)
+        if self._config.redis_url is not None:
+            self._hints = HintListener(self._config.redis_url.reveal(), STOP_CHANNEL, sync.hint)
+            self._hints.start()
         # What an earlier start left running takes its slots before anything new does.
         while not self._shutdown.asked and not sync.wait_first(0.2):
             pass
@@ -138,8 +153,9 @@ class Executor:
 
     def _may_take(self) -> bool:
         sync = self._sync
-        answered = sync is not None and sync.age_seconds is not None and not sync.replaced
-        return answered and self._engine.ready and not self._shutdown.asked
+        if sync is None or sync.age_seconds is None or sync.replaced or sync.draining:
+            return False
+        return self._engine.ready and not self._shutdown.asked
 
     def _reap(self) -> None:
         sync = self._sync
@@ -164,6 +180,7 @@ class Executor:
             stops=self._stopper,
             engine=self._engine,
             spool=self._spool,
+            meter=self._meter,
             settings=ContainerSettings(
                 instance=config.instance,
                 executor_id=config.executor_id,
@@ -185,6 +202,7 @@ class Executor:
             engine_id=info.engine_id,
             host=info.host,
             slots=self._config.slots,
+            pools=self._config.pools,
         )
 
     def _open_scheduler(self) -> Callable[..., Any]:
@@ -202,6 +220,7 @@ class Executor:
             Check("broker", self._probe_broker),
             Check("scheduler", self._probe_scheduler),
             Check("spool", self._spool.check, required=False),
+            *([Check("redis", self._probe_hints, required=False)] if self._config.redis_url else []),
         ]
 
     def _probe_broker(self) -> None:
@@ -215,6 +234,11 @@ class Executor:
         if age is None or age > SYNC_STALE_SECONDS:
             raise TimeoutError("no sync was answered lately")
         return {"lastSyncSeconds": round(age, 1)}
+
+    def _probe_hints(self) -> None:
+        if self._hints is None:
+            raise ConnectionError("not connected")
+        self._hints.check()
 
     def _is_alive(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)

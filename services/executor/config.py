@@ -14,6 +14,7 @@ from pathlib import Path
 from environs import Env, EnvError, validate
 
 from libs.common.config import Secret, read_environment, read_log_level, read_secret, read_secret_url
+from libs.common.topology import DEFAULT_POOL, POOL_NAME
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
@@ -28,6 +29,7 @@ class ExecutorConfig:
     docker_host: str
     executor_id: str
     slots: int
+    pools: Sequence[str]
     instance: str
     task_network: str
     task_network_allow: Sequence[str]
@@ -40,8 +42,11 @@ class ExecutorConfig:
     stop_grace: timedelta
     spool_directory: Path | None
     spool_mb: int
+    log_max_kb: int
     health_port: int
     runtime: str
+    redis_url: Secret | None
+    cgroup_directory: Path | None
 
 
 def read_config(env: Env) -> ExecutorConfig:
@@ -62,6 +67,7 @@ def read_config(env: Env) -> ExecutorConfig:
         docker_host=env.str("DOCKER_HOST", "unix:///var/run/docker.sock"),
         executor_id=_read_name(env, "EXECUTOR_ID", socket.gethostname()),
         slots=env.int("EXECUTOR_SLOTS", 2 * (os.cpu_count() or 1), validate=validate.Range(min=1, max=1000)),
+        pools=_read_pools(env, "EXECUTOR_POOLS"),
         instance=instance,
         task_network=_read_name(env, "TASK_NETWORK", f"{instance}-tasks"),
         task_network_allow=_read_networks(env, "TASK_NETWORK_ALLOW"),
@@ -73,9 +79,12 @@ def read_config(env: Env) -> ExecutorConfig:
         pull_limit=_read_seconds(env, "PULL_TIMEOUT_SECONDS", 600),
         stop_grace=_read_seconds(env, "EXECUTOR_STOP_GRACE_SECONDS", 10),
         spool_directory=Path(spool) if (spool := env.str("EXECUTOR_SPOOL_DIR", "")) else None,
+        log_max_kb=env.int("LOG_MAX_KB", 5120, validate=validate.Range(min=1, max=102_400)),
         spool_mb=env.int("EXECUTOR_SPOOL_MB", 256, validate=validate.Range(min=1, max=1_048_576)),
         health_port=env.int("HEALTH_PORT", 8003, validate=validate.Range(min=0, max=65535)),
         runtime=runtime,
+        redis_url=_read_redis_url(env),
+        cgroup_directory=Path(cgroups) if (cgroups := env.str("CGROUP_DIR", "")) else None,
     )
 
 
@@ -84,6 +93,24 @@ def _read_name(env: Env, name: str, default: str) -> str:
     if not _NAME.fullmatch(text):
         raise EnvError(f"{name} must be 1 to 63 letters, digits, '.', '_' or '-'")
     return text
+
+
+def _read_redis_url(env: Env) -> Secret | None:
+    """Without one a stop is heard of by the next sync, a second later at most."""
+    if not env.str("REDIS_URL", ""):
+        return None
+    return read_secret_url(env, "REDIS_URL", "redis", "rediss", "unix")
+
+
+def _read_pools(env: Env, name: str) -> Sequence[str]:
+    """Comma-separated names, each once; without any the default pool."""
+    pools = [pool.strip() for pool in env.str(name, "").split(",") if pool.strip()]
+    for pool in pools:
+        if not POOL_NAME.fullmatch(pool):
+            raise EnvError(
+                f"{name} must be names of 1 to 50 lower-case letters, digits, '-', '_' or '.', separated by commas"
+            )
+    return tuple(dict.fromkeys(pools)) or (DEFAULT_POOL,)
 
 
 def _read_seconds(env: Env, name: str, default: float) -> timedelta:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from libs.common.clock import format_time
 from services.executor.runtime import (
     LABEL_BOOT,
     LABEL_EPOCH,
@@ -44,7 +45,7 @@ def container_options(spec: TaskSpec, epoch: int, settings: ContainerSettings) -
     """The body of the engine's create call, in the engine's own words. Pure."""
     options: dict[str, Any] = {
         "Image": spec.image,
-        "Env": [f"{name}={value}" for name, value in spec.environment.items()],
+        "Env": [f"{name}={value}" for name, value in (_own_variables(spec) | dict(spec.environment)).items()],
         "Labels": {
             LABEL_INSTANCE: settings.instance,
             LABEL_TASK: str(spec.task_id),
@@ -70,6 +71,16 @@ def container_options(spec: TaskSpec, epoch: int, settings: ContainerSettings) -
     if settings.user:
         options["User"] = settings.user
     return options
+
+
+def _own_variables(spec: TaskSpec) -> dict[str, str]:
+    """What every container is told. The API refuses these names; a task from before keeps what it set itself."""
+    return {
+        "TASK_ID": str(spec.task_id),
+        "RUN_ID": str(spec.run_id),
+        "TASK_ATTEMPT": str(spec.number),
+        **({"TASK_SCHEDULED_AT": format_time(spec.scheduled_at)} if spec.scheduled_at else {}),
+    }
 
 
 def _host_config(spec: TaskSpec, settings: ContainerSettings) -> dict[str, Any]:

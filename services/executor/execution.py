@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 
 import structlog
@@ -21,6 +22,7 @@ from services.executor.asking import Asking, LetGo, NoAnswer
 from services.executor.container_options import container_options
 from services.executor.following import Ended, Following, lost
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport
+from services.executor.meter import UNKNOWN, Usage
 from services.executor.metrics import PHASE_DURATION, RUNS
 from services.executor.outcome import (
     Outcome,
@@ -81,6 +83,9 @@ class Execution:
         self._following = Following(run, tools, self._asking)
         self._fruitless = 0
         self._name_taken_since: float | None = None
+        # None: whoever pulled, it wasn't this process.
+        self._pulled_seconds: float | None = None
+        self._metered: str | None = None
 
     def execute(self) -> None:
         """A run that was claimed: all steps."""
@@ -104,6 +109,7 @@ class Execution:
             self._tools.reporter.let_go(self._run)
         finally:
             self._tools.stops.unwatch(self._run)
+            self._take_usage()
             structlog.contextvars.clear_contextvars()
 
     def _close(self, begin: Callable[[], rt.ContainerState | str]) -> str | None:
@@ -123,6 +129,7 @@ class Execution:
             state,
             spec=self._run.spec,
             stopped_for=self._run.stopped_for,
+            was_killed=self._run.was_killed,
             stderr_tail=self._run.output.stderr_tail,
         )
         self._report(outcome, state, state.container_id)
@@ -147,6 +154,7 @@ class Execution:
         """The id of a created container; pulls the image when the engine lacks it."""
         spec = self._run.spec
         options = container_options(spec, self._run.epoch, self._tools.settings)
+        self._pulled_seconds = 0.0
         pulled = False
         while True:
             self._check_may_begin()
@@ -179,12 +187,14 @@ class Execution:
             raise Ended(decide_start_failure(error)) from error
         log.warning("container_not_created", tries=self._fruitless, error=str(error))
         # The first time it is tried again at once: most often the engine was just away.
-        self._run.closed.wait(FRUITLESS_PAUSE_SECONDS * (2 ** (self._fruitless - 1) - 1))
+        self._run.disturbed.wait(FRUITLESS_PAUSE_SECONDS * (2 ** (self._fruitless - 1) - 1))
 
     def _pull(self) -> bool:
         """False when the engine went away meanwhile."""
         spec = self._run.spec
         log.info("image_pull_started", image=spec.image)
+        began = time.monotonic()
+        self._run.pulling = True
         try:
             with _phase("pull"):
                 self._runtime.pull(spec.image, limit=self._tools.pull_limit, on_open=self._run.while_pulling)
@@ -197,6 +207,9 @@ class Execution:
         except rt.EngineUnavailable as error:
             self._count_fruitless(error)
             return False
+        finally:
+            self._pulled_seconds = (self._pulled_seconds or 0.0) + time.monotonic() - began
+            self._run.pulling = False
         return True
 
     def _find_created(self, taken: rt.NameTaken) -> str | None:
@@ -238,7 +251,7 @@ class Execution:
             log.warning("leftover_in_the_way")
         if time.monotonic() - self._name_taken_since > LEFTOVER_SECONDS:
             raise too_long()
-        self._run.closed.wait(LEFTOVER_PAUSE_SECONDS)
+        self._run.disturbed.wait(LEFTOVER_PAUSE_SECONDS)
 
     def _is_own_creation(self, state: rt.ContainerState) -> bool:
         """Created by this process for this epoch, by a create whose answer was lost, and never started."""
@@ -254,6 +267,7 @@ class Execution:
         except Ended as ended:
             raise Ended(ended.outcome, container_id) from ended
         self._following.attach(container_id)
+        self._meter(container_id)
         failpoints.reach("container_not_started")
         try:
             with _phase("start"):
@@ -321,6 +335,7 @@ class Execution:
             self._following.check_exit_under_engine(state)
         else:
             self._following.note_running()
+            self._meter(state.container_id)
             self._watch(state.container_id, state.started_at or self._tools.engine.now())
         return state.container_id
 
@@ -328,7 +343,8 @@ class Execution:
 
     def _watch(self, container_id: str, started_at: datetime) -> None:
         due = time.monotonic() + STARTED_REPORT_DELAY_SECONDS
-        self._tools.reporter.report_started(self._run, StartedReport(container_id, started_at, due))
+        report = StartedReport(container_id, started_at, due, self._pulled_seconds)
+        self._tools.reporter.report_started(self._run, report)
         ran_for = self._tools.engine.now() - started_at
         self._tools.stops.watch(self._run, container_id=container_id, ran_for=ran_for)
 
@@ -342,6 +358,10 @@ class Execution:
         self._tools.stops.unwatch(self._run)
         if self._run.released:
             raise LetGo("released")
+        usage = self._take_usage()
+        if outcome.reason == "oom_killed":
+            # It was killed for wanting more than all that it might have.
+            usage = replace(usage, max_memory_mb=self._run.spec.memory_mb)
         RUNS.labels(outcome.status, outcome.reason or "").inc()
         log.info("run_finished", outcome=outcome.status, reason=outcome.reason, exit_code=outcome.exit_code)
         report = FinishedReport(
@@ -351,6 +371,8 @@ class Execution:
             finished_at=_get_end(state) if state else None,
             image_digest=self._find_digest(state) if state else None,
             container_id=container_id,
+            usage=usage,
+            pulled_seconds=self._pulled_seconds,
         )
         self._on_ended()
         self._tools.reporter.report_finished(self._run, report)
@@ -386,6 +408,16 @@ class Execution:
         except rt.RuntimeFailure as error:
             # The run is closed, and its slot is wanted; the reaper comes by later.
             log.warning("container_not_removed", error=str(error))
+
+    # What it uses.
+
+    def _meter(self, container_id: str) -> None:
+        self._metered = container_id
+        self._tools.meter.watch(container_id)
+
+    def _take_usage(self) -> Usage:
+        metered, self._metered = self._metered, None
+        return UNKNOWN if metered is None else self._tools.meter.take(metered)
 
 
 def _get_end(state: rt.ContainerState) -> datetime | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from services.executor.meter import UNKNOWN, Usage
 from services.executor.outcome import Outcome, StopReason
 from services.executor.output import Output
 from services.executor.runtime import Interrupt
@@ -26,7 +27,7 @@ def lease_clock() -> float:
 
 @dataclass(frozen=True, slots=True)
 class FinishedReport:
-    """Everything that the scheduler needs to close the run."""
+    """Everything that the scheduler needs to close the run. `pulled_seconds` None: somebody else pulled."""
 
     outcome: Outcome
     result: bytes | None
@@ -34,6 +35,8 @@ class FinishedReport:
     finished_at: datetime | None
     image_digest: str | None
     container_id: str | None
+    usage: Usage = UNKNOWN
+    pulled_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class StartedReport:
     container_id: str
     started_at: datetime
     due: float
+    pulled_seconds: float | None = None
 
 
 class HeldRun:
@@ -62,9 +66,13 @@ class HeldRun:
         self.output = output
         self.stop_asked: StopReason | None = None
         self.stopped_for: StopReason | None = None
+        self.was_killed = False
         self.started: StartedReport | None = None
         self.finished: FinishedReport | None = None
+        self.pulling = False
         self.closed = threading.Event()
+        # Set with `closed`, and when a stop is asked: a pause before another try ends with it.
+        self.disturbed = threading.Event()
         self._settled = False
         self._released = False
         self._renewed_at = renewed_at
@@ -106,6 +114,7 @@ class HeldRun:
     def settle(self) -> None:
         self._settled = True
         self.closed.set()
+        self.disturbed.set()
 
     def release(self) -> None:
         """Let go, and break off what the run's thread waits for."""
@@ -113,6 +122,7 @@ class HeldRun:
             self._released = True
             interrupt = self._interrupt
         self.closed.set()
+        self.disturbed.set()
         if interrupt is not None:
             interrupt()
 
@@ -129,6 +139,7 @@ class HeldRun:
                 return
             self.stop_asked = reason
             interrupt = self._interrupt if self._stop_interrupts else None
+        self.disturbed.set()
         if interrupt is not None:
             interrupt()
 

@@ -36,17 +36,24 @@ class Outcome:
 
 
 def decide_outcome(
-    state: rt.ContainerState, *, spec: TaskSpec, stopped_for: StopReason | None, stderr_tail: str
+    state: rt.ContainerState,
+    *,
+    spec: TaskSpec,
+    stopped_for: StopReason | None,
+    stderr_tail: str,
+    was_killed: bool = False,
 ) -> Outcome:
     """The outcome of an exited container.
 
-    `stopped_for` is why this system sent it a signal, None when it ended by itself.
+    `stopped_for` is why this system sent it a signal, None when it ended by itself; `was_killed`: it didn't end
+    within its grace after that.
     """
     code = state.exit_code
     if stopped_for == "cancelled":
-        return Outcome("cancelled", exit_code=code)
+        return Outcome("cancelled", None, code, _grace_message(spec.stop_grace) if was_killed else None)
     if stopped_for == "timeout":
-        return Outcome("failed", "timeout", code, _timeout_message(spec.time_limit))
+        ignored = f" {_grace_message(spec.stop_grace)}" if was_killed else ""
+        return Outcome("failed", "timeout", code, _timeout_message(spec.time_limit) + ignored)
     if state.oom_killed and code != 0:
         return Outcome("failed", "oom_killed", code, _memory_message(spec.memory_mb))
     if code == 0:
@@ -99,6 +106,11 @@ def decide_pull_failure(error: rt.RuntimeFailure, *, image: str) -> Outcome:
 def _timeout_message(limit: timedelta) -> str:
     seconds = int(limit.total_seconds())
     return f"The run was stopped at its time limit of {seconds} s. Raise timeoutSeconds, or make the work smaller."
+
+
+def _grace_message(grace: timedelta) -> str:
+    seconds = int(grace.total_seconds())
+    return f"It did not end within its stopGraceSeconds of {seconds} s after SIGTERM, so it was killed."
 
 
 def _memory_message(memory_mb: int) -> str:

@@ -15,6 +15,9 @@ CHUNK_BYTES = 64 * 1024
 RESULT_BYTES = 64 * 1024
 STDERR_TAIL_BYTES = 4 * 1024
 CAP_BYTES = 5 * 1024 * 1024
+# What a chunk costs besides its bytes. A program that writes to both streams in turn, byte by byte, makes a chunk
+# of each byte, and is at its cap the sooner for it.
+CHUNK_COST_BYTES = 128
 LOSS_MARK = b"\n[output lost here: the executor could not keep it while the scheduler was away]\n"
 MISSING_MARK = b"\n[output may be missing here: the container engine did not give all of it]\n"
 TRUNCATION_MARK = b"\n[output truncated: this attempt wrote more than is kept]\n"
@@ -117,7 +120,7 @@ class Output:
             room = budget_bytes - sum(len(chunk.data) for chunk in self._sent)
             while self._pieces and room >= len(self._pieces[0].data):
                 piece = self._pieces.pop(0)
-                room -= len(piece.data)
+                room -= len(piece.data) + CHUNK_COST_BYTES
                 self._sent.append(Chunk(self._next_seq, piece.stream, piece.at, bytes(piece.data)))
                 self._next_seq += 1
             return list(self._sent)
@@ -211,4 +214,6 @@ class Output:
         if last is not None and last.stream == stream and len(last.data) + len(data) <= CHUNK_BYTES:
             last.data += data
             return
+        if last is not None and last.stream != stream:
+            self._room = max(0, self._room - CHUNK_COST_BYTES)
         self._pieces.append(_Piece(stream, self._now(), bytearray(data)))

@@ -31,6 +31,7 @@ def started_fields(run: HeldRun, report: StartedReport) -> dict[str, Any]:
         "containerId": report.container_id,
         "startedAt": format_time(report.started_at),
         "imageDigest": None,
+        "pulledSeconds": report.pulled_seconds,
     }
 
 
@@ -63,6 +64,8 @@ def finished_fields(run: HeldRun) -> dict[str, Any]:
         "startedAt": format_time(report.started_at) if report.started_at else None,
         "finishedAt": format_time(report.finished_at) if report.finished_at else None,
         "imageDigest": report.image_digest,
-        "maxMemoryMb": None,
+        "maxMemoryMb": report.usage.max_memory_mb,
+        "cpuSeconds": report.usage.cpu_seconds,
+        "pulledSeconds": report.pulled_seconds,
         "containerId": report.container_id,
     }

@@ -23,6 +23,9 @@ from services.executor.tools import Tools
 
 log = structlog.get_logger()
 
+# The refusal of a run that stays queued: its message is for another executor.
+DRAINING = "draining"
+
 
 class Messages(Protocol):
     """The part of the consumer that the slots use."""
@@ -32,6 +35,8 @@ class Messages(Protocol):
     def done(self, delivery: Delivery) -> None: ...
 
     def reject(self, delivery: Delivery) -> None: ...
+
+    def give_back(self, delivery: Delivery) -> None: ...
 
 
 class Slots:
@@ -102,6 +107,9 @@ class Slots:
         while True:
             delivery, claim = self._claims.get()
             claim.answered.wait()
+            if claim.refusal == DRAINING:
+                self._messages.give_back(delivery)
+                continue
             # From here on the scheduler's lease guards the run, and the message has done its duty.
             delivery.taken = True
             if claim.run is None:
@@ -152,5 +160,9 @@ class Duties:
         self._prefetcher.want(images)
 
     def replaced(self) -> None:
+        assert self.slots is not None  # noqa: S101  As above.
+        self.slots.balance()
+
+    def drain_changed(self) -> None:
         assert self.slots is not None  # noqa: S101  As above.
         self.slots.balance()

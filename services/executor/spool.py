@@ -29,6 +29,7 @@ import structlog
 
 from libs.common.clock import format_time, parse_time
 from services.executor.held_run import FinishedReport, HeldRun
+from services.executor.meter import Usage
 from services.executor.metrics import SPOOL_BYTES, SPOOL_DROPPED, SPOOL_FAILURES, SPOOL_RESTORED, SPOOLED
 from services.executor.outcome import Outcome
 from services.executor.output import Chunk, Unsent
@@ -280,6 +281,9 @@ def _read_report(fields: Mapping[str, Any]) -> FinishedReport:
         finished_at=parse_time(finished_at) if finished_at else None,
         image_digest=fields["imageDigest"],
         container_id=fields["containerId"],
+        # An earlier version kept none of these.
+        usage=Usage(fields.get("maxMemoryMb"), fields.get("cpuSeconds")),
+        pulled_seconds=fields.get("pulledSeconds"),
     )
 
 

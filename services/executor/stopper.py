@@ -201,6 +201,7 @@ class Stopper:
             watched.terminated_at = now
         else:
             watched.killed_at = now
+            run.was_killed = True
 
     def _kill(self, runtime: Runtime, watched: _Watched, signal: str) -> bool | None:
         """None when the signal may have been delivered or not."""

@@ -19,9 +19,10 @@ import structlog
 
 from libs.common import failpoints
 from libs.common.clock import utc_now
+from libs.common.topology import DEFAULT_POOL
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport, lease_clock
 from services.executor.metrics import SYNC_DURATION
-from services.executor.output import CHUNK_BYTES, Output
+from services.executor.output import CAP_BYTES, CHUNK_BYTES, Output
 from services.executor.report_fields import chunk_fields, finished_fields, started_fields, unusable_fields
 from services.executor.scheduler_client import JsonObject, Replaced, SchedulerAway
 from services.executor.spec import StoredOutput, TaskSpec, read_stored_output, read_task_spec
@@ -31,7 +32,10 @@ log = structlog.get_logger()
 # A stop request reaches a container with the next answer, and must within 2 s.
 BUSY_INTERVAL_SECONDS = 1.0
 IDLE_INTERVAL_SECONDS = 5.0
-OUTPUT_DELAY_SECONDS = 1.0
+# Somebody may be watching: what is printed after a silence goes soon, what is printed on and on in larger pieces.
+# The first of it goes together with the report of the start, and that of a short run with its end.
+OUTPUT_SOON_SECONDS = 0.25
+OUTPUT_EVERY_SECONDS = 0.5
 GATHER_SECONDS = 0.02
 FIRST_BACKOFF_SECONDS = 0.2
 LAST_BACKOFF_SECONDS = 5.0
@@ -58,6 +62,7 @@ class Identity:
     engine_id: str
     host: str
     slots: int
+    pools: Sequence[str] = (DEFAULT_POOL,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,8 @@ class Listener(Protocol):
 
     def replaced(self) -> None: ...
 
+    def drain_changed(self) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Request:
@@ -106,13 +113,21 @@ class Sync:
     """The state of the conversation. `run` is the thread's loop; the other methods are for any thread."""
 
     def __init__(
-        self, *, identity: Identity, post: Post, listener: Listener, now: Callable[[], datetime] = utc_now
+        self,
+        *,
+        identity: Identity,
+        post: Post,
+        listener: Listener,
+        now: Callable[[], datetime] = utc_now,
+        output_cap_bytes: int = CAP_BYTES,
     ) -> None:
-        """`now` is the engine's time, by which output is dated."""
+        """`now` is the engine's time, which dates output; `output_cap_bytes`, how much of each run's is kept."""
         self._identity = identity
         self._now = now
         self._post = post
         self._listener = listener
+        self._output_cap_bytes = output_cap_bytes
+        self._output_sent_at = float("-inf")
         self._condition = threading.Condition()
         self._due = 0.0
         self._claims: dict[str, Claim] = {}
@@ -124,6 +139,8 @@ class Sync:
         self._first_success = threading.Event()
         self._ended = False
         self.replaced = False
+        # The operator wants it to finish what it has, and to take nothing more.
+        self.draining = False
 
     @property
     def held_count(self) -> int:
@@ -209,6 +226,11 @@ class Sync:
                 del self._questions[run_id]
             return answer
 
+    def hint(self, executor_id: str) -> None:
+        """The named executor has something to stop; "" when such a word may have been lost."""
+        if executor_id in ("", self._identity.executor_id):
+            self.wake()
+
     def wake(self, delay: float = 0.0) -> None:
         """Sync within `delay` seconds."""
         due = time.monotonic() + max(0.0, delay)
@@ -290,6 +312,8 @@ class Sync:
             waiting = [run.started.due for run in held if run.started is not None and run.started.due > now]
             self._due = min([now + (BUSY_INTERVAL_SECONDS if held else IDLE_INTERVAL_SECONDS), *waiting])
         logs = _take_output(held)
+        if logs:
+            self._output_sent_at = now
         if any(not run.output.drained for run in held):
             self.wake()
         finished = _take_finished(held)
@@ -301,10 +325,11 @@ class Sync:
                 "engineId": self._identity.engine_id,
                 "host": self._identity.host,
                 "slots": self._identity.slots,
+                "pools": list(self._identity.pools),
                 "running": sum(run.finished is None for run in held),
             },
             "claims": [{"runId": str(claim.run_id)} for claim in claims],
-            "held": [{"runId": run_id, "epoch": epoch} for run_id, epoch in (run.key for run in held)],
+            "held": [{"runId": str(run.spec.run_id), "epoch": run.epoch, "pulling": run.pulling} for run in held],
             "reports": [
                 *(started_fields(run, report) for run, report in started),
                 *(finished_fields(run) for run in finished),
@@ -325,6 +350,7 @@ class Sync:
         )
 
     def _apply(self, request: _Request, answer: JsonObject) -> None:
+        self._note_drain(draining=bool(answer.get("draining")))
         released = {(each["runId"], each["epoch"]) for each in answer.get("released") or ()}
         settled = {(each["runId"], each["epoch"], each["event"]): each for each in answer.get("reports") or ()}
         for run in request.held:
@@ -342,6 +368,13 @@ class Sync:
             self._adopt(each, request.sent_at)
         if images := answer.get("prefetch"):
             self._listener.prefetch(images)
+
+    def _note_drain(self, *, draining: bool) -> None:
+        """Before the claims are answered: what is given back then must not be offered a place here again."""
+        if draining != self.draining:
+            self.draining = draining
+            log.info("executor_drains" if draining else "executor_takes_runs_again")
+            self._listener.drain_changed()
 
     def _settle(self, request: _Request, settled: Mapping[tuple[str, int, str], JsonObject]) -> None:
         for run, report in request.started:
@@ -380,7 +413,7 @@ class Sync:
                     self._unusable.add((each["runId"], int(each["epoch"])))
                 self.wake()
             else:
-                output = Output(on_pending=self._output_pending, now=self._now)
+                output = self._open_output()
                 claim.run = self._hold(spec, int(each["epoch"]), output, request.sent_at)
             with self._condition:
                 self._claims.pop(each["runId"], None)
@@ -411,10 +444,18 @@ class Sync:
         for run in former:
             self._release(run)
         stored: StoredOutput | None = read_stored_output(each.get("logs"))
-        next_seq = epoch * SEQUENCES_PER_EPOCH
-        output = Output(on_pending=self._output_pending, stored=stored, next_seq=next_seq, now=self._now)
+        output = self._open_output(stored=stored, next_seq=epoch * SEQUENCES_PER_EPOCH)
         run = self._hold(spec, epoch, output, sent_at)
         self._listener.adopt(Adoption(run=run, was_running=bool(each.get("wasRunning"))))
+
+    def _open_output(self, *, stored: StoredOutput | None = None, next_seq: int = 0) -> Output:
+        return Output(
+            on_pending=self._output_pending,
+            stored=stored,
+            next_seq=next_seq,
+            now=self._now,
+            cap_bytes=self._output_cap_bytes,
+        )
 
     def _hold(self, spec: TaskSpec, epoch: int, output: Output, sent_at: float) -> HeldRun:
         run = HeldRun(spec=spec, epoch=epoch, output=output, renewed_at=sent_at)
@@ -432,7 +473,8 @@ class Sync:
             return None
 
     def _output_pending(self) -> None:
-        self.wake(OUTPUT_DELAY_SECONDS)
+        next_at = self._output_sent_at + OUTPUT_EVERY_SECONDS
+        self.wake(max(OUTPUT_SOON_SECONDS, next_at - time.monotonic()))
 
 
 def _take_output(held: Sequence[HeldRun]) -> list[dict[str, Any]]:

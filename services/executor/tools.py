@@ -9,6 +9,7 @@ from typing import Protocol
 from services.executor import runtime as rt
 from services.executor.container_options import ContainerSettings
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport
+from services.executor.meter import Meter
 from services.executor.spool import Spool
 
 
@@ -49,5 +50,6 @@ class Tools:
     stops: Stops
     engine: EngineWatch
     spool: Spool
+    meter: Meter
     settings: ContainerSettings
     pull_limit: timedelta

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import structlog
 from flask import Flask, Response
 
@@ -9,6 +11,7 @@ from libs.common.config import load_config, masked
 from libs.common.flask_app import create_service_app
 from libs.common.health import Check
 from libs.common.logs import configure_logs
+from libs.common.shutdown import call_on_stop
 from libs.common.tokens import JwksKeys, TokenVerifier
 from services.gateway.api_document import ApiDocument
 from services.gateway.cache import CACHE_DOWN, Cache
@@ -16,7 +19,7 @@ from services.gateway.config import GatewayConfig, read_config
 from services.gateway.forwarding import bound_pauses, publish, refuse_odd_targets
 from services.gateway.headers import SECURITY_HEADERS
 from services.gateway.health_report import HealthReport
-from services.gateway.published import ROUTES, SCHEDULER, USERS
+from services.gateway.published import ROUTES, SCHEDULER, SCHEDULER_LOGS, USERS
 from services.gateway.routes import create_routes
 from services.gateway.sessions import Sessions
 from services.gateway.throttle import Throttling
@@ -32,13 +35,17 @@ def create_app() -> Flask:
     config = load_config(read_config)
     configure_logs(service="gateway", level=config.log_level)
     log.info("service_started", **masked(config))
-    return build_app(config)
+    stopping = threading.Event()
+    # A server that is told to stop waits for its answers, and streams would go on.
+    call_on_stop(stopping.set)
+    return build_app(config, stopping)
 
 
-def build_app(config: GatewayConfig) -> Flask:
+def build_app(config: GatewayConfig, stopping: threading.Event) -> Flask:
     cache = Cache(config.redis_url)
     users = Upstream(USERS, config.users_url, connections=CONNECTIONS)
     scheduler = Upstream(SCHEDULER, config.scheduler_url, connections=CONNECTIONS)
+    output = Upstream(SCHEDULER_LOGS, config.scheduler_logs_url, connections=CONNECTIONS)
     loops = Upstream("scheduler-loops", config.scheduler_loops_url, connections=2)
     verifier = TokenVerifier(
         keys=JwksKeys(f"{config.users_url}/.well-known/jwks.json"),
@@ -57,7 +64,7 @@ def build_app(config: GatewayConfig) -> Flask:
     app = create_service_app("gateway", checks=_checks(users, scheduler, cache))
     bound_pauses(app)
     refuse_odd_targets(app)
-    upstreams = {USERS: users, SCHEDULER: scheduler}
+    upstreams = {USERS: users, SCHEDULER: scheduler, SCHEDULER_LOGS: output}
     for route in ROUTES:
         publish(
             app,
@@ -66,9 +73,10 @@ def build_app(config: GatewayConfig) -> Flask:
             sessions=sessions,
             throttling=throttling,
             trusted_proxies=config.trusted_proxies,
+            stopping=stopping,
         )
-    health = HealthReport([users, scheduler, loops], executors_from=SCHEDULER, has_cache=cache.check)
-    app.register_blueprint(create_routes(health=health, document=ApiDocument([users, scheduler])))
+    health = HealthReport([users, scheduler, output, loops], executors_from=SCHEDULER, has_cache=cache.check)
+    app.register_blueprint(create_routes(health=health, document=ApiDocument([users, scheduler, output])))
     _add_security_headers(app)
     return app
 

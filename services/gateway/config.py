@@ -19,6 +19,7 @@ class GatewayConfig:
     log_level: str
     users_url: str
     scheduler_url: str
+    scheduler_logs_url: str
     scheduler_loops_url: str
     redis_url: Secret
     internal_token: Secret
@@ -36,6 +37,7 @@ def read_config(env: Env) -> GatewayConfig:
         log_level=read_log_level(env),
         users_url=_read_url(env, "USERS_URL"),
         scheduler_url=_read_url(env, "SCHEDULER_URL"),
+        scheduler_logs_url=_read_url(env, "SCHEDULER_LOGS_URL"),
         scheduler_loops_url=_read_url(env, "SCHEDULER_LOOPS_URL"),
         redis_url=read_secret_url(env, "REDIS_URL", "redis", "rediss", "unix"),
         internal_token=read_secret(env, "INTERNAL_TOKEN"),

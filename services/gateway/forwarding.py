@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
-from typing import IO, Any
+from typing import Any
 
 import structlog
 from flask import Flask, Response, g, request
-from gunicorn.http.errors import ParseException
 from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
-from werkzeug.exceptions import RequestEntityTooLarge
 
-from libs.common.errors import BadRequest, RequestTimeout
-from libs.common.flask_app import MAX_BODY_BYTES
+from services.gateway.bodies import CHUNK_BYTES, Turns, read_body
 from services.gateway.client_address import read_client_address, read_scheme
+from services.gateway.event_streams import CONTENT_TYPE, EventStream
 from services.gateway.headers import build_request_headers, build_response_headers
 from services.gateway.published import Route
 from services.gateway.sessions import Sessions
@@ -27,9 +25,6 @@ from services.gateway.upstream import Call, Upstream
 
 log = structlog.get_logger()
 
-CHUNK_BYTES = 64 * 1024
-# How much more of a body that is too large is read before the answer.
-DISCARDED_BYTES = 16 * 1024 * 1024
 # How long a client may pause while it sends its request or takes the answer.
 CLIENT_SECONDS = 10.0
 
@@ -42,19 +37,26 @@ def publish(
     sessions: Sessions,
     throttling: Throttling,
     trusted_proxies: int,
+    stopping: threading.Event,
 ) -> None:
-    """Add one row of the route table to the app."""
+    """Add one row of the route table to the app. `stopping` ends its streams of events."""
+    turns = Turns()
 
     def forward(**_path_parameters: str) -> Response:
         token = sessions.authenticate(route.access, request)
-        body = _read_body()
         address, scheme = _read_client(trusted_proxies)
-        throttling.check(route.throttle, address=address, body=body)
         headers = build_request_headers(
             request.headers, token=token, request_id=g.request_id, client_address=address, scheme=scheme
         )
-        call = Call(request.method, read_target(request.environ["RAW_URI"]), headers, body)
-        return _to_response(upstream, upstream.send(call))
+        stream, declared = request.environ["wsgi.input"], request.content_length or 0
+        with read_body(stream, declared=declared, limit=route.max_body_bytes, turns=turns) as body:
+            throttling.check(route.throttle, address=address, body=body)
+            call = Call(request.method, read_target(request.environ["RAW_URI"]), headers, body)
+            answer = upstream.send(call)
+        if not answer.headers.get("Content-Type", "").startswith(CONTENT_TYPE) or request.method == "HEAD":
+            return _to_response(answer, _make_body(upstream, answer))
+        watched = EventStream(AnswerBody(upstream, answer), holds=sessions.watch(request), stopping=stopping)
+        return _to_response(answer, watched)
 
     app.add_url_rule(
         route.rule,
@@ -74,47 +76,17 @@ def _read_client(trusted_proxies: int) -> tuple[str, str]:
     )
 
 
-def _read_body() -> bytes:
-    """The whole body, which is small (413 otherwise): so a slow client holds no connection to a service."""
-    try:
-        return _read_at_most(MAX_BODY_BYTES, request.environ["wsgi.input"], request.content_length or 0)
-    except TimeoutError as error:
-        raise RequestTimeout("The request's body didn't arrive in time.") from error
-    except (ParseException, OSError) as error:
-        raise BadRequest("The request's body broke off, or its chunks are malformed.") from error
-
-
-def _read_at_most(limit: int, stream: IO[bytes], declared: int) -> bytes:
-    # The server's own stream ends where the body does. Flask's would return the beginning of a body without a
-    # length that is too large, as if it were the whole.
-    body = b"" if declared > limit else stream.read(limit + 1)
-    if declared > limit or len(body) > limit:
-        _discard(stream)
-        raise RequestEntityTooLarge
-    # A client that broke off may have sent what looks whole.
-    if len(body) < declared:
-        raise BadRequest("The request's body is shorter than its Content-Length.")
-    return body
-
-
-def _discard(body: IO[bytes]) -> None:
-    """Read on for a while: a client that is cut off while it sends never sees the answer."""
-    with suppress(ParseException, OSError):
-        for _ in range(DISCARDED_BYTES // CHUNK_BYTES):
-            if not body.read(CHUNK_BYTES):
-                return
-
-
-def _to_response(upstream: Upstream, answer: BaseHTTPResponse) -> Response:
+def _make_body(upstream: Upstream, answer: BaseHTTPResponse) -> bytes | AnswerBody:
     length = answer.headers.get("Content-Length", "")
-    body: bytes | AnswerBody
     if request.method == "HEAD" or answer.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
         answer.drain_conn()
-        body = b""
-    elif length.isdecimal() and int(length) <= CHUNK_BYTES:
-        body = _read_small(upstream, answer)
-    else:
-        body = AnswerBody(upstream, answer)
+        return b""
+    if length.isdecimal() and int(length) <= CHUNK_BYTES:
+        return _read_small(upstream, answer)
+    return AnswerBody(upstream, answer)
+
+
+def _to_response(answer: BaseHTTPResponse, body: bytes | Iterator[bytes]) -> Response:
     response = Response(body, status=answer.status)
     # Response starts with a content type of its own.
     response.headers.clear()

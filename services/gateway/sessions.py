@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -50,6 +51,26 @@ class Sessions:
             if access is Access.OPTIONAL_TOKEN:
                 return None
             raise Unauthorized("This needs a token: log in, and send it as Authorization: Bearer TOKEN.")
+        return self._authenticate_sent(sent)
+
+    def watch(self, request: Request) -> Callable[[], bool]:
+        """For an answer that lasts: a function that says whether the request's token still holds.
+
+        It raises Unavailable when nobody can tell.
+        """
+        sent = read_bearer(request)
+
+        def holds() -> bool:
+            try:
+                if sent is not None:
+                    self._authenticate_sent(sent)
+            except Unauthorized:
+                return False
+            return True
+
+        return holds
+
+    def _authenticate_sent(self, sent: str) -> str:
         if sent.startswith(PERSONAL_TOKEN_PREFIX):
             return self._authenticate_personal(sent)
         self._require_active(sent)

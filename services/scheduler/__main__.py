@@ -11,6 +11,7 @@ import structlog
 from libs.common import postgres
 from libs.common.config import load_config, masked
 from libs.common.health import Check, serve_health
+from libs.common.hints import HintListener
 from libs.common.logs import configure_logs
 from libs.common.postgres import open_pool
 from libs.common.publisher import Publisher
@@ -20,10 +21,11 @@ from services.scheduler.config import LoopsConfig, read_loops_config
 from services.scheduler.dispatch import DispatchConfig, Dispatcher, DispatchLoop
 from services.scheduler.loop_metrics import DEAD_LETTERS
 from services.scheduler.loops import LoopThread
-from services.scheduler.presence import PART_DISPATCH, PART_SWEEP
+from services.scheduler.presence import PART_DISPATCH, PART_RETENTION, PART_SWEEP
+from services.scheduler.retention import Retention, RetentionConfig
 from services.scheduler.sweep import SweepConfig, Sweeper
 from services.scheduler.users_client import UsersClient
-from services.scheduler.wakeups import WakeListener
+from services.scheduler.wakeups import DISPATCH_CHANNEL
 
 log = structlog.get_logger()
 
@@ -49,9 +51,11 @@ def run(config: LoopsConfig, shutdown: Shutdown) -> None:
         )
         publisher = Publisher(config.broker_url.reveal(), name="scheduler-loops")
         DEAD_LETTERS.set_function(lambda: _count_dead_letters(publisher))
-        dispatcher = Dispatcher(pool=pool, publisher=publisher, config=DispatchConfig())
+        dispatcher = Dispatcher(
+            pool=pool, publisher=publisher, config=DispatchConfig(default_running=config.quota_running)
+        )
         dispatch_loop = DispatchLoop(dispatcher=dispatcher)
-        listener = WakeListener(config.redis_url.reveal(), dispatch_loop.wake)
+        listener = HintListener(config.redis_url.reveal(), DISPATCH_CHANNEL, lambda _: dispatch_loop.wake())
         sweeper = Sweeper(
             pool=pool,
             dispatcher=dispatcher,
@@ -68,6 +72,13 @@ def run(config: LoopsConfig, shutdown: Shutdown) -> None:
             wait=lambda pause: _wait(shutdown, pause),
             pool=pool,
         )
+        retention = Retention(pool=pool, config=RetentionConfig(ages=config.retention))
+        cleaner = LoopThread(
+            name=PART_RETENTION,
+            run_once=retention.run_once,
+            wait=lambda pause: _wait(shutdown, pause),
+            pool=pool,
+        )
         health = serve_health(
             port=config.health_port,
             checks=[
@@ -76,21 +87,23 @@ def run(config: LoopsConfig, shutdown: Shutdown) -> None:
                 Check("redis", listener.check, required=False),
                 Check("dispatch", dispatch.check),
                 Check("sweep", sweep.check),
+                Check("retention", cleaner.check, required=False),
             ],
-            is_alive=lambda: dispatch.is_alive and sweep.is_alive,
+            is_alive=lambda: all(loop.is_alive for loop in (dispatch, sweep, cleaner)),
         )
         publisher.start()
         listener.start()
         dispatch.start()
         sweep.start()
+        cleaner.start()
 
         shutdown.wait()
 
         log.info("service_stopping")
-        for loop in (dispatch, sweep):
+        for loop in (dispatch, sweep, cleaner):
             loop.ask_to_stop()
         dispatch_loop.wake()
-        for loop in (dispatch, sweep):
+        for loop in (dispatch, sweep, cleaner):
             loop.join(_STOP_SECONDS)
         listener.close()
         publisher.close()

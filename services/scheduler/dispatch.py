@@ -1,8 +1,9 @@
 """The dispatch loop: the one way from a due task onto the broker.
 
-One pass (`Dispatcher.run_once`): see how much room the executors have; lock that many due tasks, the most urgent
-first; give each a run; commit; publish them all at once; mark what the broker confirmed. A crash between any two
-of these is made up for by the sweep (docs/task-model.md, Crashes). Any number of replicas may do this at once.
+One pass (`Dispatcher.run_once`): see how much room the executors have; decide whose tasks get it (`shares.py`);
+lock those; give each a run; commit; publish them all at once; mark what the broker confirmed. A crash between any
+two of these is made up for by the sweep (docs/task-model.md, Crashes). Any number of replicas may do this: they
+take turns at the part before the commit, a few milliseconds each.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,8 +23,9 @@ from libs.common import failpoints
 from libs.common.messages import RunMessage
 from libs.common.postgres import Connection, Pool, in_transaction, on_connection
 from libs.common.publisher import Outgoing, Publishes
-from libs.common.topology import RUNS_QUEUE
-from services.scheduler import loop_store
+from libs.common.topology import run_queue
+from services.scheduler import dispatch_store
+from services.scheduler.dispatch_store import Ahead, DueTask, QueuedRun
 from services.scheduler.loop_metrics import (
     DISPATCH_BATCH,
     DISPATCH_DURATION,
@@ -31,22 +33,29 @@ from services.scheduler.loop_metrics import (
     OVERDUE,
     PUBLISH_FAILURES,
 )
-from services.scheduler.loop_store import Backlog, DueTask, QueuedRun
+from services.scheduler.shares import Lane, Room, decide_room, decide_shares
 
 log = structlog.get_logger()
+
+_SPARE_LANES = 20
+_REST = timedelta(milliseconds=20)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DispatchConfig:
-    """`tick`: how often it looks without a wake-up. `claim_window`: recent claims make that much more room.
+    """`tick`: how often it looks without a wake-up. `claim_window`: over how long claims are counted.
 
     `publish_within` and `claim_within`: after which the sweep publishes a run again; `claim_when_empty`: the same
-    when no message waits at the broker, so that this run's is lost, or is with an executor that is stuck. All are
-    less than what docs/task-model.md, Crashes, promises: the sweep looks every second, and may be late itself.
-    `answer_within`: how long the broker is waited for before anything is made that it is to carry.
+    when no message waits at the broker for the run's pool, so that this run's is lost, or is with an executor
+    that is stuck. All are less than what docs/task-model.md, Crashes, promises: the sweep looks every second, and
+    may be late itself. `answer_within`: how long the broker is waited for before anything is made that it is to
+    carry. `arrivals`: how much that has become due is sorted into the line in one pass. `default_running`: of how
+    many runs of users without a quota of their own may be under way; None: any number.
     """
 
     batch_size: int = 200
+    arrivals: int = 2000
+    default_running: int | None = None
     tick: timedelta = timedelta(seconds=1)
     claim_window: timedelta = timedelta(seconds=2)
     answer_within: timedelta = timedelta(seconds=1)
@@ -64,6 +73,15 @@ class Pass:
     sleep: timedelta
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Queued:
+    """What one transaction did. `is_more`: another pass may find something at once."""
+
+    runs: Sequence[QueuedRun] = ()
+    has_room: bool
+    is_more: bool
+
+
 class Dispatcher:
     def __init__(
         self,
@@ -76,51 +94,104 @@ class Dispatcher:
         self._pool = pool
         self._publisher = publisher
         self._config = config
-        self._claims = RecentClaims(config.claim_window, monotonic)
+        self._claims: defaultdict[str, RecentClaims] = defaultdict(
+            lambda: RecentClaims(config.claim_window, monotonic)
+        )
 
     def run_once(self) -> Pass:
         """Dispatch what is due, as far as there is room."""
-        backlog = on_connection(self._pool, loop_store.read_backlog)
-        OVERDUE.set(_overdue_seconds(backlog))
-        room = decide_room(backlog, claimed=self._claims.note(backlog.claims_total))
-        limit = min(room, self._config.batch_size)
-        if limit == 0 or not _is_due(backlog):
-            return Pass(0, decide_sleep(backlog, has_room=limit > 0, tick=self._config.tick))
+        ahead = on_connection(self._pool, dispatch_store.look_ahead)
+        OVERDUE.set(_overdue_seconds(ahead))
+        if ahead.overdue is None:
+            return Pass(0, decide_sleep(ahead, has_room=True, tick=self._config.tick))
         # What is taken and can't be published waits for the sweep; another replica may publish it at once.
         if not self._publisher.answers(timeout_seconds=self._config.answer_within.total_seconds()):
             return Pass(0, self._config.tick)
         with DISPATCH_DURATION.time():
-            runs = in_transaction(self._pool, lambda connection: self._queue(connection, limit))
-            self._publish(runs)
-        # There may be more, and another pass costs less than a late start.
-        return Pass(len(runs), timedelta(0) if runs else self._config.tick)
+            queued = in_transaction(self._pool, self._queue)
+            self._publish(queued.runs)
+        if queued.is_more:
+            # Another pass costs less than a late start.
+            return Pass(len(queued.runs), timedelta(0))
+        return Pass(0, decide_sleep(ahead, has_room=queued.has_room, tick=self._config.tick))
 
     def publish_again(self, *, limit: int) -> int:
         """Publish queued runs whose message never left, or was not claimed in time. Returns how many."""
         config = self._config
-        waiting = self._publisher.count(RUNS_QUEUE, timeout_seconds=config.answer_within.total_seconds())
+        waiting = self._count_waiting()
         if waiting is None:
             return 0
         runs = in_transaction(
             self._pool,
-            lambda connection: loop_store.take_runs_to_publish(
+            lambda connection: dispatch_store.take_runs_to_publish(
                 connection,
                 publish_within=config.publish_within,
-                claim_within=None if waiting else config.claim_when_empty,
+                claim_within=config.claim_when_empty,
+                empty_pools=[pool for pool, count in waiting.items() if count == 0],
                 limit=limit,
             ),
         )
         return self._publish(runs)
 
-    def _queue(self, connection: Connection, limit: int) -> list[QueuedRun]:
-        due = loop_store.lock_due_tasks(connection, limit=limit)
-        if not due:
-            return []
-        runs = [_to_run(task) for task in due]
-        loop_store.queue_tasks(
-            connection, due, [run.run_id for run in runs], publish_within=self._config.publish_within
+    def _count_waiting(self) -> dict[str, int] | None:
+        """The messages at the broker, for each pool that has queued runs; None when it doesn't say."""
+        waiting: dict[str, int] = {}
+        for pool in on_connection(self._pool, dispatch_store.list_queued_pools):
+            count = self._publisher.count(
+                run_queue(pool), timeout_seconds=self._config.answer_within.total_seconds()
+            )
+            if count is None:
+                return None
+            waiting[pool] = count
+        return waiting
+
+    def _queue(self, connection: Connection) -> _Queued:
+        dispatch_store.lock_dispatch(connection)
+        arrived = dispatch_store.take_arrivals(connection, limit=self._config.arrivals)
+        is_more = arrived == self._config.arrivals
+        rooms = self._measure_rooms(dispatch_store.list_rooms(connection))
+        if not rooms:
+            return _Queued(has_room=False, is_more=is_more)
+        limit = min(sum(rooms.values()), self._config.batch_size)
+        lanes = dispatch_store.list_lanes(
+            connection,
+            list(rooms),
+            # A few more than needed: some may turn out to be empty.
+            limit=min(2 * limit + _SPARE_LANES, self._config.batch_size),
+            default_running=self._config.default_running,
         )
+        runs = self._take(connection, lanes, decide_shares(lanes, rooms)[:limit])
+        is_more = is_more or bool(runs) or any(not lane.tasks for lane in lanes)
         failpoints.reach("run_not_committed")
+        return _Queued(runs=runs, has_room=True, is_more=is_more)
+
+    def _measure_rooms(self, rooms: Sequence[Room]) -> dict[str, int]:
+        """How many runs may be made for each pool that has any room."""
+        measured = {
+            room.pool: decide_room(room, claimed=self._claims[room.pool].note(room.claims_total)) for room in rooms
+        }
+        return {pool: count for pool, count in measured.items() if count > 0}
+
+    def _take(self, connection: Connection, lanes: Sequence[Lane], chosen: Sequence[int]) -> list[QueuedRun]:
+        """Queue the tasks that the chosen lanes give, in that order, and bring the lanes up to date."""
+        shares = list(Counter(chosen).items())
+        due = (
+            dispatch_store.lock_due_tasks(connection, [(lanes[index], count) for index, count in shares])
+            if shares
+            else []
+        )
+        given: dict[int, deque[DueTask]] = {index: deque() for index, _ in shares}
+        for task in due:
+            given[shares[task.place - 1][0]].append(task)
+        in_order = [(given[index].popleft(), lanes[index].pool) for index in chosen if given[index]]
+        runs = [_to_run(task, pool) for task, pool in in_order]
+        if runs:
+            dispatch_store.queue_tasks(
+                connection, [task for task, _ in in_order], runs, publish_within=self._config.publish_within
+            )
+        changed = [lane for index, lane in enumerate(lanes) if index in given or not lane.tasks]
+        if changed:
+            dispatch_store.move_lanes(connection, changed)
         return runs
 
     def _publish(self, runs: Sequence[QueuedRun]) -> int:
@@ -129,7 +200,7 @@ class Dispatcher:
             return 0
         failpoints.reach("run_not_published")
         confirmed = self._publisher.publish(
-            [Outgoing(RunMessage(run.run_id, run.task_id), run.request_id) for run in runs],
+            [Outgoing(RunMessage(run.run_id, run.task_id), run.request_id, run_queue(run.pool)) for run in runs],
             timeout_seconds=self._config.publish_timeout.total_seconds(),
         )
         published = [run for run in runs if str(run.run_id) in confirmed]
@@ -153,14 +224,14 @@ class Dispatcher:
             return
         PUBLISH_FAILURES.inc(len(run_ids))
         log.warning("runs_not_published", runs=len(run_ids))
-        on_connection(self._pool, lambda connection: loop_store.leave_to_others(connection, run_ids))
+        on_connection(self._pool, lambda connection: dispatch_store.leave_to_others(connection, run_ids))
 
     def _mark_published(self, run_ids: Sequence[UUID]) -> None:
         if not run_ids:
             return
         within = self._config.claim_within
         on_connection(
-            self._pool, lambda connection: loop_store.mark_published(connection, run_ids, claim_within=within)
+            self._pool, lambda connection: dispatch_store.mark_published(connection, run_ids, claim_within=within)
         )
 
 
@@ -203,30 +274,20 @@ class DispatchLoop:
         self._woken.wait(pause.total_seconds())
 
 
-def decide_room(backlog: Backlog, *, claimed: int) -> int:
-    """How many more runs may be on their way: as many as there are slots, and as are claimed in a short while.
+def decide_sleep(ahead: Ahead, *, has_room: bool, tick: timedelta) -> timedelta:
+    """Until the next task is due, but not longer than a tick; a tick when it couldn't go then.
 
-    So the broker's queue stays short, and yet no slot waits for the next pass.
+    While something that is due is held back, a stream of due times must not keep the loop busy: it rests a little.
     """
-    if backlog.slots == 0:
-        return 0
-    return max(backlog.slots + claimed - backlog.outstanding, 0)
-
-
-def decide_sleep(backlog: Backlog, *, has_room: bool, tick: timedelta) -> timedelta:
-    """Until the next task is due, but not longer than a tick; a tick when something is due and can't go."""
-    if backlog.due_in is None or not has_room or _is_due(backlog):
+    if ahead.due_in is None or not has_room:
         return tick
-    return min(backlog.due_in, tick)
+    rest = timedelta(0) if ahead.overdue is None else _REST
+    return min(max(ahead.due_in, rest), tick)
 
 
-def _is_due(backlog: Backlog) -> bool:
-    return backlog.due_in is not None and backlog.due_in <= timedelta(0)
+def _overdue_seconds(ahead: Ahead) -> float:
+    return 0.0 if ahead.overdue is None else ahead.overdue.total_seconds()
 
 
-def _overdue_seconds(backlog: Backlog) -> float:
-    return 0.0 if backlog.due_in is None else max(-backlog.due_in.total_seconds(), 0.0)
-
-
-def _to_run(task: DueTask) -> QueuedRun:
-    return QueuedRun(run_id=uuid.uuid4(), task_id=task.task_id, request_id=task.request_id)
+def _to_run(task: DueTask, pool: str) -> QueuedRun:
+    return QueuedRun(run_id=uuid.uuid4(), task_id=task.task_id, request_id=task.request_id, pool=pool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
@@ -87,9 +88,13 @@ def _decide(run: LockedRun, report: Finished) -> Ending:
     return decide_ending(
         report.outcome,
         reason=report.reason,
+        exit_code=report.exit_code,
         stop_reason=run.stop_reason,
         is_deleted=run.is_deleted,
+        attempts=run.attempts,
         lost_count=run.lost_count,
+        policy=run.policy,
+        chance=random.random(),  # noqa: S311  Only spreads load.
     )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import marshmallow as ma
 from marshmallow import fields, validate
 
-from libs.common.schema import BaseSchema, Text, Timestamp, Whole
+from libs.common.schema import BaseSchema, Flag, Number, Text, Timestamp, Whole
+from libs.common.topology import DEFAULT_POOL, POOL_NAME
 from services.scheduler.run_store import Executor, Finished, Held, LogChunk, Prepared, Report, Started, SyncRequest
 from services.scheduler.schemas import Identifier
 from services.scheduler.states import LogStream, Outcome
@@ -17,6 +18,7 @@ from services.scheduler.states import LogStream, Outcome
 _MAX_NAME = 255
 _MAX_MESSAGE = 8192
 _INT = validate.Range(-(2**31), 2**31 - 1)
+_SECONDS = validate.Range(min=0)
 
 
 class Message(fields.String):
@@ -47,6 +49,12 @@ class ExecutorSchema(_LenientSchema):
     boot_id = Text(required=True, validate=validate.Length(1, _MAX_NAME))
     engine_id = Text(required=True, validate=validate.Length(1, _MAX_NAME))
     host = Text(load_default="", validate=validate.Length(max=_MAX_NAME))
+    # An executor of an earlier version knows of one pool only.
+    pools = fields.List(
+        Text(validate=validate.Regexp(POOL_NAME)),
+        load_default=lambda: [DEFAULT_POOL],
+        validate=validate.Length(1, 100),
+    )
     slots = Whole(required=True, validate=validate.Range(0, 100_000))
     running = Whole(required=True, validate=validate.Range(0, 100_000))
 
@@ -66,6 +74,7 @@ class QuestionSchema(_LenientSchema):
 class HeldSchema(_LenientSchema):
     run_id = Identifier(required=True)
     epoch = Whole(required=True, validate=_INT)
+    pulling = Flag(load_default=False)
 
     @ma.post_load
     def make(self, data: dict[str, Any], **_kwargs: Any) -> Held:
@@ -86,6 +95,8 @@ class ReportSchema(_LenientSchema):
     image_digest = Text(load_default=None, allow_none=True)
     container_id = Text(load_default=None, allow_none=True)
     max_memory_mb = Whole(load_default=None, allow_none=True, validate=_INT)
+    cpu_seconds = Number(load_default=None, allow_none=True, validate=_SECONDS)
+    pulled_seconds = Number(load_default=None, allow_none=True, validate=_SECONDS)
 
     @ma.validates_schema
     def check_outcome(self, data: dict[str, Any], **_kwargs: Any) -> None:
@@ -99,7 +110,8 @@ class ReportSchema(_LenientSchema):
             return Finished(**data | {"outcome": Outcome(data["outcome"])})
         shared = {name: data[name] for name in ("run_id", "epoch", "container_id")}
         if event == "started":
-            return Started(**shared, started_at=data["started_at"], image_digest=data["image_digest"])
+            shared |= {name: data[name] for name in ("started_at", "image_digest", "pulled_seconds")}
+            return Started(**shared)
         return Prepared(**shared)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 _WAITS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 
@@ -25,4 +25,10 @@ SYNC_DURATION = Histogram(
     "taskrunner_sync_duration_seconds",
     "Time in one executor's sync, without HTTP.",
     buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
+)
+STORAGE_FREE = Gauge(
+    "taskrunner_storage_free_bytes", "Room on the database's disk.", multiprocess_mode="mostrecent"
+)
+STORAGE_REFUSES = Gauge(
+    "taskrunner_storage_refuses", "1 while new tasks are refused for want of room.", multiprocess_mode="livemax"
 )

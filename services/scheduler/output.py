@@ -28,15 +28,3 @@ def _drop_cut_character(data: bytes) -> bytes:
             return data[index:]
     # Four in a row are no character's rest: the output is binary, and all of it counts.
     return data
-
-
-def keep_last_lines(data: bytes, count: int) -> bytes:
-    """The last `count` lines; a last line without its newline counts too."""
-    if count == 0:
-        return b""
-    end = len(data) - 1 if data.endswith(b"\n") else len(data)
-    for _ in range(count):
-        end = data.rfind(b"\n", 0, end)
-        if end == -1:
-            return data
-    return data[end + 1 :]

@@ -17,7 +17,8 @@ log = structlog.get_logger()
 PART_HTTP = "http"
 PART_DISPATCH = "dispatch"
 PART_SWEEP = "sweep"
-LOOPS = (PART_DISPATCH, PART_SWEEP)
+PART_RETENTION = "retention"
+LOOPS = (PART_DISPATCH, PART_SWEEP, PART_RETENTION)
 
 _BEAT_SECONDS = 5.0
 _LATE_SECONDS = 30.0

@@ -11,7 +11,8 @@ from uuid import UUID
 from psycopg.rows import class_row
 
 from libs.common.postgres import Connection, load_queries
-from services.scheduler.retry import Ending
+from libs.common.topology import DEFAULT_POOL
+from services.scheduler.retry import Ending, RetryPolicy
 from services.scheduler.states import LOG_STREAM_NUMBERS, LogStream, Outcome
 
 QUERIES = load_queries("services.scheduler")
@@ -31,13 +32,15 @@ class Executor:
     host: str
     slots: int
     running: int
+    pools: Sequence[str] = (DEFAULT_POOL,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """`is_new`: this boot was not known before."""
+    """`is_new`: this boot was not known before. `state`: whether it takes runs."""
 
     is_new: bool
+    state: str
     server_time: datetime
 
 
@@ -47,6 +50,7 @@ class Held:
 
     run_id: UUID
     epoch: int
+    pulling: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +67,15 @@ class Started:
     started_at: datetime | None
     container_id: str | None
     image_digest: str | None
+    pulled_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """How a run ended, as its executor saw it. `result` is the end of its standard output."""
+    """How a run ended, as its executor saw it. `result` is the end of its standard output.
+
+    What was used and how long the pull took are None when the executor doesn't know.
+    """
 
     run_id: UUID
     epoch: int
@@ -81,6 +89,8 @@ class Finished:
     image_digest: str | None
     container_id: str | None
     max_memory_mb: int | None
+    cpu_seconds: float | None = None
+    pulled_seconds: float | None = None
 
 
 Report = Prepared | Started | Finished
@@ -126,10 +136,24 @@ class LockedRun:
     started_at: datetime | None
     task_status: str
     is_deleted: bool
+    attempts: int
     lost_count: int
+    max_attempts: int
+    backoff_seconds: int
+    max_backoff_seconds: int
+    retry_exit_codes: list[int] | None
     due_at: datetime
     is_scheduled: bool
     request_id: str
+
+    @property
+    def policy(self) -> RetryPolicy:
+        return RetryPolicy(
+            max_attempts=self.max_attempts,
+            backoff=timedelta(seconds=self.backoff_seconds),
+            max_backoff=timedelta(seconds=self.max_backoff_seconds),
+            on_exit_codes=self.retry_exit_codes,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +230,7 @@ def register_executor(connection: Connection, executor: Executor, *, claims: int
         "boot_id": executor.boot_id,
         "engine_id": executor.engine_id,
         "host": executor.host,
+        "pools": list(executor.pools),
         "slots": executor.slots,
         "running": executor.running,
         "claims": claims,
@@ -241,6 +266,7 @@ def renew_leases(
         {
             "run_ids": [entry.run_id for entry in held],
             "epochs": [entry.epoch for entry in held],
+            "pulling": [entry.pulling for entry in held],
             "executor_id": executor.id,
             "boot_id": executor.boot_id,
             "lease": lease,
@@ -289,6 +315,7 @@ def start_runs(connection: Connection, started: Sequence[Started]) -> list[Moved
         "started_ats": [report.started_at for report in started],
         "container_ids": [report.container_id for report in started],
         "image_digests": [report.image_digest for report in started],
+        "pulled_seconds": [report.pulled_seconds for report in started],
     }
     with connection.cursor(row_factory=class_row(Moved)) as cursor:
         return cursor.execute(QUERIES["start_runs"], parameters).fetchall()
@@ -319,6 +346,8 @@ def finish_runs(connection: Connection, endings: Sequence[tuple[Finished, Ending
         "image_digests": [report.image_digest for report in reports],
         "container_ids": [report.container_id for report in reports],
         "max_memory_mbs": [report.max_memory_mb for report in reports],
+        "cpu_seconds": [report.cpu_seconds for report in reports],
+        "pulled_seconds": [report.pulled_seconds for report in reports],
     }
     with connection.cursor(row_factory=class_row(Moved)) as cursor:
         return cursor.execute(QUERIES["finish_runs"], parameters).fetchall()

@@ -10,8 +10,9 @@ from uuid import UUID
 import marshmallow as ma
 from marshmallow import fields, validate
 
-from libs.common.paging import PageQuery, QueryWhole
+from libs.common.paging import QueryWhole
 from libs.common.schema import BaseSchema, Number, Text, Timestamp, Whole
+from libs.common.topology import DEFAULT_POOL, POOL_NAME
 from services.scheduler.images import MAX_IMAGE_LENGTH, is_image_reference
 from services.scheduler.states import LogStream, Network, OnExecutorLost, Reason, RunStatus, TaskStatus
 
@@ -28,10 +29,20 @@ MAX_STOP_GRACE_SECONDS = 3600
 MAX_PIDS = 32_768
 DEFAULT_PIDS = 128
 MAX_TAIL = 1_000_000
+MAX_EVENT_ID = 2**63 - 1
+MAX_ATTEMPTS = 20
+DEFAULT_BACKOFF_SECONDS = 5
+DEFAULT_MAX_BACKOFF_SECONDS = 300
+MAX_BACKOFF_SECONDS = 86_400
+MAX_EXIT_CODE = 255
+MAX_CONCURRENCY = 1000
+MAX_QUEUE_TTL_SECONDS = 31_536_000
 _WHOLE_MAX = 2**31 - 1
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# What the system itself tells each container (docs/task-model.md, What a container is told).
+_OWN_VARIABLES = ("TASK_ID", "RUN_ID", "TASK_ATTEMPT", "TASK_SCHEDULED_AT")
 
 
 def parse_id(text: str) -> UUID | None:
@@ -92,6 +103,8 @@ def _check_variable_name(text: str) -> None:
         raise ma.ValidationError(
             f"Must be letters, digits and _, not begin with a digit, and be at most {MAX_VARIABLE_NAME} long."
         )
+    if text in _OWN_VARIABLES:
+        raise ma.ValidationError("Is set by the system in every container; give yours another name.")
 
 
 def _check_label_key(text: str) -> None:
@@ -107,6 +120,46 @@ class ResourcesSchema(BaseSchema):
     cpus = Number(validate=validate.Range(0.05, 64), metadata={"description": "Cores. Default 1."})
     memory_mb = Whole(validate=validate.Range(16, 1_048_576), metadata={"description": "MiB. Default 256."})
     pids = Whole(load_default=DEFAULT_PIDS, validate=validate.Range(1, MAX_PIDS))
+
+
+class RetrySchema(BaseSchema):
+    max_attempts = Whole(load_default=1, validate=validate.Range(1, MAX_ATTEMPTS))
+    backoff_seconds = Whole(
+        load_default=DEFAULT_BACKOFF_SECONDS,
+        validate=validate.Range(0, MAX_BACKOFF_SECONDS),
+        metadata={
+            "description": "Pause after the first failure; doubled with each, less up to a quarter at random."
+        },
+    )
+    max_backoff_seconds = Whole(
+        validate=validate.Range(0, MAX_BACKOFF_SECONDS),
+        metadata={"description": f"Default {DEFAULT_MAX_BACKOFF_SECONDS}, or backoffSeconds if that is more."},
+    )
+    on_exit_codes = fields.List(
+        Whole(validate=validate.Range(1, MAX_EXIT_CODE)),
+        load_default=None,
+        allow_none=True,
+        validate=validate.Length(1, MAX_EXIT_CODE),
+        metadata={
+            "description": "Try again only after these exit codes. null: after exit_nonzero, timeout, oom_killed, "
+            "image_pull_failed and engine_error."
+        },
+    )
+
+    @ma.post_load
+    def fill(self, data: dict[str, Any], **_kwargs: Any) -> dict[str, Any]:
+        least = data["backoff_seconds"]
+        most = data.setdefault("max_backoff_seconds", max(least, DEFAULT_MAX_BACKOFF_SECONDS))
+        if most < least:
+            raise ma.ValidationError("Must not be less than backoffSeconds.", "maxBackoffSeconds")
+        return data
+
+
+class ConcurrencySchema(BaseSchema):
+    """At most `limit` tasks of this `key` of this user run at a time."""
+
+    key = Text(required=True, validate=validate.Length(1, MAX_NAME))
+    limit = Whole(required=True, validate=validate.Range(1, MAX_CONCURRENCY))
 
 
 class NewTaskSchema(BaseSchema):
@@ -177,6 +230,19 @@ class NewTaskSchema(BaseSchema):
             "attempt up and makes another, although the first may still run there; `hold` waits for the engine."
         },
     )
+    retry = fields.Nested(RetrySchema, load_default=lambda: RetrySchema().load({}))
+    queue_ttl_seconds = Whole(
+        load_default=None,
+        allow_none=True,
+        validate=validate.Range(1, MAX_QUEUE_TTL_SECONDS),
+        metadata={"description": "Give up when no executor has taken it so long after it was due."},
+    )
+    concurrency = fields.Nested(ConcurrencySchema, load_default=None, allow_none=True)
+    pool = Text(
+        load_default=DEFAULT_POOL,
+        validate=validate.Regexp(POOL_NAME, error="Must be 1 to 50 lower-case letters, digits, '-', '_' or '.'."),
+        metadata={"description": "Only executors that serve this pool take it."},
+    )
     user_id = Identifier(load_default=None, allow_none=True, metadata={"description": "Admins only."})
 
 
@@ -190,9 +256,17 @@ class TaskSchema(BaseSchema):
 
     id = Identifier(required=True)
     user_id = Identifier(required=True)
+    schedule_id = Identifier(allow_none=True, metadata={"description": "The schedule that made it."})
     status = fields.String(required=True, validate=validate.OneOf(list(TaskStatus)))
     reason = fields.String(allow_none=True, validate=validate.OneOf(list(Reason)))
     waiting = fields.Nested(WaitingSchema, allow_none=True)
+    position = fields.Integer(
+        allow_none=True,
+        metadata={
+            "description": "Its place in the line of its pool, as far as can be told now; 1 is next, and 1001 "
+            "stands for anything beyond 1000. null when it doesn't wait in line, and in lists."
+        },
+    )
     name = fields.String(allow_none=True)
     labels = fields.Dict(keys=fields.String(), values=fields.String())
     image = fields.String(required=True)
@@ -207,6 +281,10 @@ class TaskSchema(BaseSchema):
     resources = fields.Nested(ResourcesSchema)
     network = fields.String(validate=validate.OneOf(list(Network)))
     on_executor_lost = fields.String(validate=validate.OneOf(list(OnExecutorLost)))
+    retry = fields.Nested(RetrySchema)
+    queue_ttl_seconds = fields.Integer(allow_none=True)
+    concurrency = fields.Nested(ConcurrencySchema, allow_none=True)
+    pool = fields.String()
     result = fields.String(
         allow_none=True,
         metadata={
@@ -215,7 +293,9 @@ class TaskSchema(BaseSchema):
     )
     error_msg = fields.String(allow_none=True, metadata={"description": "What went wrong, and what to do."})
     exit_code = fields.Integer(allow_none=True)
-    attempts = fields.Integer()
+    attempts = fields.Integer(
+        metadata={"description": "How often it was tried; runs that were lost with their executor don't count."}
+    )
     created_at = Timestamp()
     queued_at = Timestamp(allow_none=True)
     started_at = Timestamp(allow_none=True)
@@ -223,9 +303,26 @@ class TaskSchema(BaseSchema):
     updated_at = Timestamp()
 
 
-class TaskPageSchema(BaseSchema):
-    items = fields.List(fields.Nested(TaskSchema), required=True)
-    next_cursor = fields.String(required=True, allow_none=True)
+class LimitsSchema(BaseSchema):
+    cpus = fields.Float(required=True)
+    memory_mb = fields.Integer(required=True)
+    pids = fields.Integer(required=True)
+    timeout_seconds = fields.Integer(required=True)
+    stop_grace_seconds = fields.Integer(required=True)
+
+
+def _phase(text: str) -> fields.Float:
+    return fields.Float(required=True, allow_none=True, metadata={"description": text})
+
+
+class TimingsSchema(BaseSchema):
+    """Where a run's time went. null: not over yet, never got there, or not known."""
+
+    waited_seconds = _phase("From its due time until an executor took it.")
+    pulled_seconds = _phase("Getting the image; 0 when it was there.")
+    created_seconds = _phase("The rest until its command began.")
+    ran_seconds = _phase("Until its command had ended.")
+    collected_seconds = _phase("Until its end, output and result were kept.")
 
 
 class RunSchema(BaseSchema):
@@ -235,39 +332,65 @@ class RunSchema(BaseSchema):
     exit_code = fields.Integer(allow_none=True)
     error_msg = fields.String(allow_none=True)
     executor_id = fields.String(allow_none=True)
+    engine_id = fields.String(allow_none=True)
     image_digest = fields.String(allow_none=True)
     queued_at = Timestamp()
     started_at = Timestamp(allow_none=True)
     finished_at = Timestamp(allow_none=True)
-    max_memory_mb = fields.Integer(allow_none=True)
+    max_memory_mb = fields.Integer(
+        allow_none=True,
+        metadata={"description": "The most MiB that counted against memoryMb at one time; null when not known."},
+    )
+    cpu_seconds = fields.Float(
+        allow_none=True, metadata={"description": "Processor time, of all cores together; null when not known."}
+    )
+    limits = fields.Nested(LimitsSchema, required=True)
+    timings = fields.Nested(TimingsSchema, required=True)
 
 
 class RunsSchema(BaseSchema):
     items = fields.List(fields.Nested(RunSchema), required=True)
 
 
-class StatusList(fields.List[Any]):
-    """`status=a&status=b` and `status=a,b`."""
+class QueryFlag(fields.Boolean):
+    """`true` or `false` in a query string, as Python writes them too, and `1` and `0`; `?follow` is true."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(fields.String(validate=validate.OneOf(list(TaskStatus))), **kwargs)
-
-    def _deserialize(
-        self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any
-    ) -> list[Any]:
-        texts = value if isinstance(value, list) else [value]
-        words = [word for text in texts for word in str(text).split(",")]
-        return [TaskStatus(str(word)) for word in super()._deserialize(words, attr, data, **kwargs)]
-
-
-class TaskQuerySchema(PageQuery):
-    status = StatusList(load_default=None)
-    since = Timestamp(load_default=None, metadata={"description": "Created then or later."})
-    until = Timestamp(load_default=None, metadata={"description": "Created before."})
-    user_id = Identifier(load_default=None, metadata={"description": "Admins only."})
+    truthy = {"true", "True", "1", ""}  # noqa: RUF012  marshmallow declares it so.
+    falsy = {"false", "False", "0"}  # noqa: RUF012
 
 
 class LogQuerySchema(BaseSchema):
-    attempt = QueryWhole(load_default=None, validate=validate.Range(1, _WHOLE_MAX))
+    attempt = QueryWhole(
+        load_default=None,
+        validate=validate.Range(1, _WHOLE_MAX),
+        metadata={"description": "Of which attempt. Without it the last one, and a stream goes on with the next."},
+    )
     stream = fields.String(load_default="both", validate=validate.OneOf([*LogStream, "both"]))
-    tail = QueryWhole(load_default=None, validate=validate.Range(0, MAX_TAIL))
+    tail = QueryWhole(
+        load_default=None,
+        validate=validate.Range(0, MAX_TAIL),
+        metadata={"description": "Only so many of the last lines; of a stream, the lines that are there already."},
+    )
+    timestamps = QueryFlag(load_default=False, metadata={"description": "The time in front of each line of text."})
+    follow = QueryFlag(
+        load_default=None,
+        metadata={
+            "description": "true: server-sent events until the end, as with `Accept: text/event-stream`. "
+            "false: always text."
+        },
+    )
+
+
+class LogHeaderSchema(BaseSchema):
+    class Meta:
+        unknown = ma.EXCLUDE
+
+    last_event_id = QueryWhole(
+        data_key="Last-Event-ID",
+        load_default=None,
+        validate=validate.Range(0, MAX_EVENT_ID),
+        metadata={"description": "Of a stream that broke off: go on behind this event."},
+    )
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        """A header's name stays as it is."""

@@ -52,6 +52,13 @@ class OnExecutorLost(StrEnum):
     HOLD = "hold"
 
 
+class ExecutorState(StrEnum):
+    """Whether it takes runs, or only finishes those that it has."""
+
+    ACTIVE = "active"
+    DRAINING = "draining"
+
+
 class StopReason(StrEnum):
     CANCELLED = "cancelled"
 
@@ -78,7 +85,7 @@ LIVE_RUN: Final = frozenset(RunStatus) - TERMINAL_RUN
 HELD_RUN: Final = LIVE_RUN - {RunStatus.QUEUED}
 
 TASK_MOVES: Final[dict[TaskStatus, frozenset[TaskStatus]]] = {
-    TaskStatus.PENDING: frozenset({TaskStatus.QUEUED, TaskStatus.CANCELLED}),
+    TaskStatus.PENDING: frozenset({TaskStatus.QUEUED, TaskStatus.FAILED, TaskStatus.CANCELLED}),
     TaskStatus.QUEUED: frozenset({TaskStatus.RUNNING, TaskStatus.PENDING, *TERMINAL_TASK}),
     TaskStatus.RUNNING: frozenset({TaskStatus.PENDING, *TERMINAL_TASK}),
     TaskStatus.COMPLETED: frozenset(),

@@ -6,7 +6,7 @@ docs/task-model.md describes the claim, leases and takeover; the order of the st
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -35,7 +35,7 @@ from services.scheduler.run_store import (
     SyncRequest,
     TaskSpec,
 )
-from services.scheduler.states import HELD_RUN, TERMINAL_RUN, RunStatus, TaskStatus
+from services.scheduler.states import HELD_RUN, TERMINAL_RUN, ExecutorState, RunStatus
 
 log = structlog.get_logger()
 
@@ -54,7 +54,7 @@ class SyncConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimAnswer:
-    """`epoch` when it was granted, else `refusal`: unknown, cancelled or not_queued."""
+    """`epoch` when it was granted, else `refusal`: unknown, cancelled, not_queued or draining."""
 
     run_id: UUID
     epoch: int | None = None
@@ -77,16 +77,27 @@ class _Applied:
     started: Sequence[Moved]
     closed: Sequence[Closed]
     is_new: bool
+    is_draining: bool
     server_time: datetime
 
 
 class ExecutorSync:
-    """Answers syncs. `wake_dispatch` tells the dispatch loop that there is room; it must not block."""
+    """Answers syncs. `wake_dispatch` tells the dispatch loop that there is room, `hint_output` those who follow a
+    task that it printed or went on; neither may block.
+    """
 
-    def __init__(self, *, pool: Pool, config: SyncConfig, wake_dispatch: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        config: SyncConfig,
+        wake_dispatch: Callable[[], None],
+        hint_output: Callable[[Collection[UUID]], None],
+    ) -> None:
         self._pool = pool
         self._config = config
         self._wake_dispatch = wake_dispatch
+        self._hint_output = hint_output
         self._prefetch = _CachedPrefetch(pool, ahead=config.prefetch_ahead)
 
     def sync(self, request: SyncRequest) -> dict[str, Any]:
@@ -102,9 +113,10 @@ class ExecutorSync:
             failpoints.reach("claim_committed")
         if applied.closed:
             failpoints.reach("report_committed")
-        is_back = any(entry.ending.task_status == TaskStatus.PENDING for entry in applied.closed)
-        if granted or is_back or applied.is_new:
+        # A run that has closed may have been what a quota or a group was full of.
+        if granted or applied.closed or applied.is_new:
             self._wake_dispatch()
+        self._hint_output(_list_moved_tasks(request, applied))
         return _to_answer(request, applied, prefetch=self._prefetch.read(), lease=self._config.lease)
 
     def _apply(self, connection: Connection, request: SyncRequest) -> _Applied:
@@ -120,7 +132,8 @@ class ExecutorSync:
         renewed = run_store.renew_leases(connection, executor, [*request.held, *again], lease=self._config.lease)
         run_store.append_logs(connection, request.logs)
         accepted, started, closed = _apply_reports(connection, runs, request.reports)
-        claims = self._claim(connection, request, runs, again=again)
+        is_draining = registration.state == ExecutorState.DRAINING
+        claims = self._claim(connection, request, runs, again=again, is_draining=is_draining)
         taken, leases = self._take_over(connection, executor)
         if any(answer.epoch is not None for answer in claims):
             failpoints.reach("claim_not_committed")
@@ -139,6 +152,7 @@ class ExecutorSync:
             started=started,
             closed=closed,
             is_new=registration.is_new,
+            is_draining=is_draining,
             server_time=registration.server_time,
         )
 
@@ -149,10 +163,13 @@ class ExecutorSync:
         runs: Mapping[UUID, LockedRun],
         *,
         again: Sequence[Held],
+        is_draining: bool,
     ) -> list[ClaimAnswer]:
         epochs = {grant.run_id: grant.epoch for grant in again}
         queued = [run_id for run_id in request.claims if _is_queued(runs.get(run_id))]
-        epochs |= run_store.claim_runs(connection, request.executor, queued, lease=self._config.lease)
+        # What a draining executor asks for stays queued, and the message goes back to the broker for others.
+        if not is_draining:
+            epochs |= run_store.claim_runs(connection, request.executor, queued, lease=self._config.lease)
         return [
             ClaimAnswer(run_id=run_id, epoch=epochs[run_id])
             if run_id in epochs
@@ -222,6 +239,14 @@ def _list_mentioned(request: SyncRequest) -> set[UUID]:
     return mentioned
 
 
+def _list_moved_tasks(request: SyncRequest, applied: _Applied) -> set[UUID]:
+    """Those that printed something, started or ended."""
+    moved = {chunk.run_id for chunk in request.logs}
+    moved.update(entry.run_id for entry in applied.started)
+    moved.update(entry.run.run_id for entry in applied.closed)
+    return {applied.runs[run_id].task_id for run_id in moved if run_id in applied.runs}
+
+
 def _list_granted_before(request: SyncRequest, runs: Mapping[UUID, LockedRun]) -> list[Held]:
     """Claims that were granted to this very boot, whose answer got lost: what is granted twice is the same."""
     held = {entry.run_id for entry in request.held}
@@ -242,6 +267,8 @@ def _is_queued(run: LockedRun | None) -> bool:
 def _decide_refusal(run: LockedRun | None) -> str:
     if run is None or run.is_deleted:
         return "unknown"
+    if run.status == RunStatus.QUEUED:
+        return "draining"
     return "cancelled" if run.status == RunStatus.CANCELLED else "not_queued"
 
 
@@ -341,6 +368,7 @@ def _to_answer(
         ],
         "answers": [{"runId": str(run_id), "live": run_id in applied.live} for run_id in request.questions],
         "prefetch": list(prefetch),
+        "draining": applied.is_draining,
         "leaseSeconds": lease.total_seconds(),
         "serverTime": format_time(applied.server_time),
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ INSIDE_URLS = {
     "users": "http://users:8001",
     "scheduler": "http://scheduler:8002",
     "scheduler-loops": "http://scheduler-loops:8004",
+    "scheduler-logs": "http://scheduler-logs:8005",
     "executor": "http://executor:8003",
 }
 
@@ -79,6 +81,21 @@ class Stack:
             )
         finally:
             env_file.unlink(missing_ok=True)
+
+    @contextmanager
+    def another_executor(self, **settings: str) -> Iterator[str]:
+        """The id of an executor with settings of its own, beside those that there are."""
+        options = [option for name, value in settings.items() for option in ("--env", f"{name}={value}")]
+        command = ["deploy/compose.sh", "run", "--detach", "--no-deps", *options, "executor"]
+        environment = {**os.environ, "ENV_FILE": str(self.env_file)}
+        started = subprocess.run(
+            command, cwd=REPOSITORY, env=environment, check=True, capture_output=True, text=True
+        )
+        container = self.engine.containers.get(started.stdout.split()[-1])
+        try:
+            yield str(container.id)[:12]
+        finally:
+            container.remove(force=True)
 
     def wait_until_ready(self, *, executors: int = 1) -> None:
         wait_until(

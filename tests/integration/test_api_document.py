@@ -20,6 +20,14 @@ GIVEN_PATHS = {
     ("get", "/api/tasks/"),
     ("get", "/api/tasks/{}"),
     ("delete", "/api/tasks/{}"),
+    ("post", "/api/tasks/{}/cancel"),
+    ("post", "/api/tasks/{}/rerun"),
+    ("get", "/api/tasks/{}/runs"),
+    ("get", "/api/tasks/{}/logs"),
+    ("post", "/api/tasks/batch"),
+    ("post", "/api/tasks/cancel"),
+    ("post", "/api/tasks/rerun"),
+    ("get", "/api/tasks/stats"),
     ("post", "/api/users/"),
     ("post", "/api/users/login"),
     ("post", "/api/users/signup"),
@@ -35,6 +43,11 @@ GIVEN_PATHS = {
     ("get", "/api/users/me/tokens"),
     ("delete", "/api/users/me/tokens/{}"),
     ("get", "/.well-known/jwks.json"),
+    ("get", "/api/users/{}/quota"),
+    ("put", "/api/users/{}/quota"),
+    ("get", "/api/executors/"),
+    ("post", "/api/executors/{}/drain"),
+    ("post", "/api/executors/{}/undrain"),
 }
 
 

@@ -98,6 +98,11 @@ def test_every_service_serves_liveness_readiness_and_metrics(stack: Stack, servi
             ["gunicorn", "-c", "deploy/gunicorn.conf.py", "services.scheduler.app:create_app()"],
             "DATABASE_URL",
         ),
+        (
+            "scheduler-logs",
+            ["gunicorn", "-c", "deploy/gunicorn.conf.py", "services.scheduler.log_app:create_app()"],
+            "DATABASE_URL",
+        ),
         ("scheduler-loops", ["python", "-m", "services.scheduler"], "DATABASE_URL"),
         ("executor", ["python", "-m", "services.executor"], "BROKER_URL"),
     ],

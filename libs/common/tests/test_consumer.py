@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pika
@@ -14,7 +14,14 @@ import pytest
 
 from libs.common.config import Secret
 from libs.common.consumer import EARLY_ACK_SECONDS, Consumer, Delivery
-from libs.common.topology import DEAD_QUEUE, REQUEST_ID_HEADER, RUNS_QUEUE, declare_topology
+from libs.common.topology import (
+    DEAD_QUEUE,
+    REQUEST_ID_HEADER,
+    RUNS_QUEUE,
+    declare_run_queue,
+    declare_topology,
+    run_queue,
+)
 
 pytestmark = pytest.mark.component
 
@@ -33,17 +40,19 @@ class Harness:
         self.channel.queue_purge(DEAD_QUEUE)
         self._running: list[tuple[Consumer, threading.Thread]] = []
 
-    def publish(self, *bodies: bytes, request_id: str = "request-1") -> None:
+    def publish(self, *bodies: bytes, request_id: str = "request-1", queue: str = RUNS_QUEUE) -> None:
         for body in bodies:
             properties = pika.BasicProperties(delivery_mode=2, headers={REQUEST_ID_HEADER: request_id})
-            self.channel.basic_publish("", RUNS_QUEUE, body, properties)
+            self.channel.basic_publish("", queue, body, properties)
 
-    def consume(self, capacity: int) -> tuple[Consumer, queue.Queue[Delivery]]:
+    def consume(
+        self, capacity: int, *, queues: Sequence[str] = (RUNS_QUEUE,)
+    ) -> tuple[Consumer, queue.Queue[Delivery]]:
         deliveries: queue.Queue[Delivery] = queue.Queue()
         consumer = Consumer(
             name=f"test {uuid.uuid4().hex[:6]}",
             broker_url=Secret(self.broker_url),
-            queue=RUNS_QUEUE,
+            queues=queues,
             on_delivery=deliveries.put,
         )
         consumer.set_capacity(capacity)
@@ -252,7 +261,7 @@ def test_a_queue_that_vanishes_is_declared_again(harness: Harness):
 
 def test_a_broker_that_is_away_is_asked_again():
     consumer = Consumer(
-        name="test", broker_url=Secret("amqp://127.0.0.1:9/"), queue=RUNS_QUEUE, on_delivery=lambda _: None
+        name="test", broker_url=Secret("amqp://127.0.0.1:9/"), queues=[RUNS_QUEUE], on_delivery=lambda _: None
     )
     thread = threading.Thread(target=consumer.run, daemon=True)
     thread.start()
@@ -268,3 +277,53 @@ def cut(consumer: Consumer) -> None:
     """Break the connection as a network does, without a word to the broker."""
     connection: Any = consumer._connection
     connection._impl._transport._sock.shutdown(2)
+
+
+POOL_QUEUE = run_queue("test-pool")
+
+
+@pytest.fixture
+def pools(harness: Harness) -> Harness:
+    declare_run_queue(harness.channel, POOL_QUEUE)
+    harness.channel.queue_purge(POOL_QUEUE)
+    return harness
+
+
+def test_of_two_queues_no_more_comes_than_there_is_room_for_and_nothing_waits_while_there_is(pools: Harness):
+    bodies = [b"%d" % number for number in range(6)]
+    pools.publish(*bodies[:3])
+    pools.publish(*bodies[3:], queue=POOL_QUEUE)
+    consumer, deliveries = pools.consume(2, queues=[RUNS_QUEUE, POOL_QUEUE])
+
+    seen = []
+    for _ in range(2):
+        in_hand = [take(deliveries), take(deliveries)]
+        assert nothing_comes(deliveries)
+        seen += [delivery.body for delivery in in_hand]
+        for delivery in in_hand:
+            consumer.done(delivery)
+    seen += [take(deliveries).body, take(deliveries).body]
+
+    assert sorted(seen) == bodies
+
+
+def test_a_place_that_one_queue_leaves_empty_is_the_other_ones(pools: Harness):
+    _, deliveries = pools.consume(3, queues=[RUNS_QUEUE, POOL_QUEUE])
+    pools.publish(b"1", b"2", b"3", b"4", queue=POOL_QUEUE)
+
+    assert {take(deliveries).body for _ in range(3)} == {b"1", b"2", b"3"}
+    assert nothing_comes(deliveries)
+    assert pools.ready(POOL_QUEUE) == 1
+
+
+def test_what_is_given_back_goes_to_another(harness: Harness):
+    harness.publish(b"1")
+    leaver, its_deliveries = harness.consume(1)
+    delivery = take(its_deliveries)
+    _, other_deliveries = harness.consume(1)
+
+    leaver.set_capacity(0)
+    leaver.give_back(delivery)
+
+    assert take(other_deliveries).body == b"1"
+    assert nothing_comes(its_deliveries)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from marshmallow import ValidationError
+from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
 from libs.common.schema import BaseSchema, Flag, Number, Text, Timestamp, Whole
 
@@ -73,3 +73,73 @@ def test_times_go_out_in_utc():
 
     assert Example().dump(loaded) == {"atTime": "2026-01-31T08:15:00.000000Z"}
     assert Example().dump({"at_time": None}) == {"atTime": None}
+
+
+class Inner(BaseSchema):
+    size = Whole(required=True, validate=validate.Range(0, 5))
+    note = Text(load_default="none", allow_none=True)
+
+
+class Outer(BaseSchema):
+    a_text = Text(required=True, validate=validate.Length(1, 3))
+    words = fields.List(Text(), load_default=list)
+    inner = fields.Nested(Inner, load_default=lambda: {"size": 1})
+    many_inner = fields.List(fields.Nested(Inner), load_default=None)
+    by_name = fields.Dict(keys=Text(), values=Whole(), load_default=dict)
+    at_time = Timestamp(load_default=None, allow_none=True)
+
+
+class Checked(Outer):
+    @validates_schema
+    def check(self, data: Any, **_kwargs: Any) -> None:
+        if data.get("words") == ["no"]:
+            raise ValidationError("Not that word.")
+
+
+inner = st.fixed_dictionaries({}, optional={"size": st.integers(-1, 6), "note": st.none() | st.text(max_size=2)})
+scalars = st.none() | st.booleans() | st.integers(-1, 6) | st.text(max_size=4)
+bodies = st.fixed_dictionaries(
+    {},
+    optional={
+        "aText": st.text(max_size=4) | scalars,
+        "words": st.lists(st.sampled_from(["no", "yes"]) | scalars, max_size=2) | scalars,
+        "inner": inner | scalars,
+        "manyInner": st.lists(inner | scalars, max_size=3) | scalars,
+        "byName": st.dictionaries(st.text(max_size=2), scalars, max_size=2) | scalars,
+        "atTime": st.sampled_from(["2026-01-31T08:15:00Z", "tomorrow"]) | scalars,
+        "more": scalars,
+    },
+)
+
+
+def load(schema: BaseSchema, body: Any, *, plainly: bool) -> Any:
+    try:
+        return Schema.load(schema, body) if plainly else schema.load(body)
+    except ValidationError as error:
+        return "refused", error.messages
+
+
+@given(body=bodies | scalars, schema=st.sampled_from([Outer(), Checked()]))
+def test_the_short_way_loads_and_refuses_as_marshmallow_does(body: Any, schema: BaseSchema):
+    assert load(schema, body, plainly=False) == load(schema, body, plainly=True)
+
+
+@given(body=bodies)
+def test_the_short_way_dumps_as_marshmallow_does(body: Any):
+    loaded = load(Outer(), body, plainly=True)
+    if isinstance(loaded, dict):
+        assert Outer().dump(loaded) == Schema.dump(Outer(), loaded)
+
+
+def test_defaults_are_made_anew_for_each_body():
+    first, second = (Outer().load({"aText": "x"}) for _ in range(2))
+
+    assert first == second
+    assert first["words"] is not second["words"]
+
+
+def test_a_schema_that_asks_for_less_is_loaded_by_marshmallow():
+    assert Outer(partial=True).load({}) == {}
+    assert Outer(many=True).load([{"aText": "x"}])[0]["a_text"] == "x"
+    assert Outer(unknown="exclude").load({"aText": "x", "more": 1})["a_text"] == "x"
+    assert Outer(many=True).dump([{"a_text": "x"}]) == [{"aText": "x"}]

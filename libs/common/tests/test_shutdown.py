@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from libs.common.shutdown import Shutdown
+from libs.common.shutdown import Shutdown, call_on_stop
 
 
 @pytest.fixture
@@ -61,3 +61,13 @@ def test_the_second_signal_leaves_at_once():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
 
     assert (done.returncode, done.stdout) == (1, "asked\n")
+
+
+def test_a_server_that_stops_itself_still_hears_of_it_and_so_does_what_it_serves(shutdown: Shutdown):
+    called = threading.Event()
+    call_on_stop(called.set)
+
+    os.kill(os.getpid(), signal.SIGTERM)
+
+    assert called.wait(5)
+    assert shutdown.wait(5)

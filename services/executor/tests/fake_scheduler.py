@@ -72,6 +72,7 @@ class FakeScheduler:
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
         self.away = False
+        self.draining = False
         self.requests: list[dict[str, Any]] = []
         self.adoptions: list[str] = []
         self.releases: list[tuple[str, int]] = []
@@ -97,6 +98,7 @@ class FakeScheduler:
     def answer(self, body: Mapping[str, Any]) -> dict[str, Any]:
         with self.changed:
             self.requests.append(dict(body))
+            self.changed.notify_all()
             executor = body["executor"]
             adopted = self._adopt(executor)
             for each in body.get("logs", ()):
@@ -118,6 +120,7 @@ class FakeScheduler:
                     for each in body.get("questions", ())
                 ],
                 "prefetch": self.prefetch,
+                "draining": self.draining,
                 "leaseSeconds": 30,
                 "serverTime": "2026-01-01T00:00:00Z",
             }
@@ -132,6 +135,8 @@ class FakeScheduler:
             return {"runId": run_id, "granted": True, "epoch": row.epoch, "task": row.task}
         if row.status != "queued":
             return {"runId": run_id, "granted": False, "reason": "not_queued"}
+        if self.draining:
+            return {"runId": run_id, "granted": False, "reason": "draining"}
         row.status, row.epoch, row.holder = "claimed", row.epoch + 1, executor["id"]
         return {"runId": run_id, "granted": True, "epoch": row.epoch, "task": row.task}
 

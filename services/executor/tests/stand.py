@@ -18,7 +18,7 @@ import docker
 import pika
 
 from libs.common.messages import RunMessage
-from libs.common.topology import DEAD_QUEUE, RUNS_QUEUE, declare_topology
+from libs.common.topology import DEAD_QUEUE, DEFAULT_POOL, RUNS_QUEUE, declare_topology, run_queue
 from services.executor import runtime as rt
 from services.executor.tests.fake_scheduler import TOKEN, FakeScheduler, Row, serve, wait_until
 
@@ -66,18 +66,18 @@ class Stand:
         wait_until(lambda: read_status(port, "/readyz") == 200, START_SECONDS, "being ready")
         return process, port
 
-    def add(self, *argv: str, **changes: Any) -> Row:
-        """A run that waits on the queue."""
+    def add(self, *argv: str, pool: str = DEFAULT_POOL, **changes: Any) -> Row:
+        """A run that waits on its pool's queue."""
         row = self.scheduler.add(command=argv[0], args=list(argv[1:]), **changes)
-        self.publish(row)
+        self.publish(row, pool)
         return row
 
-    def publish(self, row: Row) -> None:
+    def publish(self, row: Row, pool: str = DEFAULT_POOL) -> None:
         message = RunMessage(run_id=uuid.UUID(row.task["runId"]), task_id=uuid.UUID(row.task["taskId"]))
-        self.publish_body(message.encode())
+        self.publish_body(message.encode(), run_queue(pool))
 
-    def publish_body(self, body: bytes) -> None:
-        self.channel.basic_publish("", RUNS_QUEUE, body, pika.BasicProperties(delivery_mode=2))
+    def publish_body(self, body: bytes, queue: str = RUNS_QUEUE) -> None:
+        self.channel.basic_publish("", queue, body, pika.BasicProperties(delivery_mode=2))
 
     def count(self, queue: str) -> int:
         """Messages that wait in it."""

@@ -50,6 +50,11 @@ def test_networks_are_a_list(read):
     assert config.task_network_deny == ()
 
 
+def test_pools_are_a_list_and_without_one_there_is_the_default(read):
+    assert read(EXECUTOR_POOLS="gpu, big-1,gpu").pools == ("gpu", "big-1")
+    assert read(EXECUTOR_POOLS="").pools == ("default",)
+
+
 def test_secrets_stay_out_of_the_printed_config(read):
     assert "hidden" not in str(masked(read()))
 
@@ -62,6 +67,8 @@ def test_secrets_stay_out_of_the_printed_config(read):
         ("INTERNAL_TOKEN", ""),
         ("EXECUTOR_SLOTS", "0"),
         ("EXECUTOR_SLOTS", "many"),
+        ("EXECUTOR_POOLS", "GPU"),
+        ("EXECUTOR_POOLS", "a b"),
         ("INSTANCE", "a b"),
         ("TASK_NETWORK_DENY", "10.0.0.1/8"),
         ("PULL_TIMEOUT_SECONDS", "-1"),

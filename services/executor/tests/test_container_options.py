@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 from services.executor.container_options import ContainerSettings, container_options
@@ -32,7 +33,26 @@ def test_an_entrypoint_replaces_the_images():
 def test_environment_values_are_exact():
     value = 'a b="c"\n=ü'
 
-    assert options(environment={"A": value})["Env"] == [f"A={value}"]
+    assert options(environment={"A": value})["Env"][-1] == f"A={value}"
+
+
+def test_a_container_is_told_who_it_is():
+    told = options(
+        taskId=str(uuid.UUID(int=1)), runId=str(uuid.UUID(int=2)), number=3, scheduledAt="2026-01-31T08:15:00Z"
+    )["Env"]
+
+    assert told == [
+        f"TASK_ID={uuid.UUID(int=1)}",
+        f"RUN_ID={uuid.UUID(int=2)}",
+        "TASK_ATTEMPT=3",
+        "TASK_SCHEDULED_AT=2026-01-31T08:15:00.000000Z",
+    ]
+
+
+def test_a_task_that_was_made_before_these_names_were_taken_keeps_its_own():
+    told = options(environment={"TASK_ID": "mine"})["Env"]
+
+    assert [entry for entry in told if entry.startswith("TASK_ID=")] == ["TASK_ID=mine"]
 
 
 def test_a_container_is_hardened():

@@ -15,6 +15,7 @@ from services.executor import execution
 from services.executor import runtime as rt
 from services.executor.execution import Execution
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport, lease_clock
+from services.executor.meter import Meter
 from services.executor.output import Output
 from services.executor.spec import StoredOutput
 from services.executor.spool import Spool
@@ -92,6 +93,7 @@ class Bench:
             stops=self.stops,
             engine=self.watch,
             spool=Spool(directory=directory, limit_bytes=1_000_000, keep_after_seconds=0.0),
+            meter=Meter(None),
             settings=make_settings(),
             pull_limit=timedelta(seconds=5),
         )

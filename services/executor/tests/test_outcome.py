@@ -61,6 +61,18 @@ def test_each_failure_has_its_reason_and_a_message_that_helps(state, stderr, sto
     assert word in outcome.error_msg
 
 
+@pytest.mark.parametrize("stopped_for", ["cancelled", "timeout"])
+def test_a_run_that_had_to_be_killed_says_so(stopped_for):
+    spec = make_spec(stopGraceSeconds=7)
+    state = make_state(exit_code=137)
+
+    killed = decide_outcome(state, spec=spec, stopped_for=stopped_for, stderr_tail="", was_killed=True)
+    gone = decide_outcome(state, spec=spec, stopped_for=stopped_for, stderr_tail="", was_killed=False)
+
+    assert "stopGraceSeconds of 7 s" in str(killed.error_msg)
+    assert "stopGraceSeconds" not in str(gone.error_msg)
+
+
 def test_a_process_killed_for_memory_inside_a_run_that_went_well_is_no_failure():
     assert decide(exit_code=0, oom_killed=True).status == "completed"
 

@@ -110,6 +110,18 @@ def test_past_the_cap_a_mark_is_stored_and_the_result_goes_on():
     assert output.stderr_tail == "and more"
 
 
+def test_who_changes_between_the_streams_all_the_time_is_at_the_cap_sooner():
+    output = make_output(cap_bytes=100_000)
+
+    for _ in range(100_000):
+        output.append("stdout", b"a")
+        output.append("stderr", b"b")
+    chunks = drain(output)
+
+    assert len(chunks) < 1000
+    assert sum(chunk.data.endswith(TRUNCATION_MARK) for chunk in chunks) == 1
+
+
 def test_output_of_exactly_the_cap_has_no_mark():
     output = make_output(cap_bytes=4)
 

@@ -52,6 +52,33 @@ def test_runs_end_each_in_their_own_way(stand: Stand):
     wait_until(lambda: stand.containers() == [], what="removing the containers")
 
 
+def test_an_executor_of_two_pools_takes_from_both_and_never_more_than_it_has_slots(stand: Stand):
+    stand.start(EXECUTOR_POOLS="default, gpu", EXECUTOR_SLOTS="2")
+    rows = [stand.add("sleep", "0.5", pool=pool) for pool in ("gpu", "default") * 3]
+
+    for row in rows:
+        stand.scheduler.wait_finished(row)
+
+    presented = [request["executor"] for request in stand.scheduler.requests]
+    assert {tuple(executor["pools"]) for executor in presented} == {("default", "gpu")}
+    assert max(executor["running"] for executor in presented) == 2
+
+
+def test_a_draining_executor_gives_back_what_it_is_sent_and_ends_what_it_has(stand: Stand):
+    stand.start()
+    has = stand.add("sleep", "2")
+    stand.wait_started(has)
+    stand.scheduler.draining = True
+
+    refused = stand.add("true")
+    assert stand.scheduler.wait_finished(has)["outcome"] == "completed"
+
+    wait_until(lambda: stand.count(RUNS_QUEUE) == 1, what="giving the message back")
+    assert refused.status == "queued"
+    stand.scheduler.draining = False
+    assert stand.scheduler.wait_finished(refused)["outcome"] == "completed"
+
+
 def test_a_killed_executor_adopts_its_running_containers(stand: Stand):
     process, _ = stand.start()
     counting = stand.add("sh", "-c", COUNTING)

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import pytest
 
+from services.executor import sync as sync_module
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport
 from services.executor.outcome import Outcome
 from services.executor.output import CHUNK_BYTES
@@ -35,6 +36,9 @@ class FakeListener:
 
     def prefetch(self, images: Sequence[str]) -> None:
         self.images.extend(images)
+
+    def drain_changed(self) -> None:
+        """Read off the sync."""
 
     def replaced(self) -> None:
         self.was_replaced = True
@@ -100,6 +104,17 @@ def test_a_claim_is_granted_with_its_task_and_epoch(bench: Bench):
     assert run.spec.command == "echo"
     assert run.epoch == 1
     assert bench.sync.held_count == 1
+
+
+def test_of_output_as_much_is_kept_as_the_operator_says(bench: Bench):
+    identity = Identity(executor_id="executor-1", boot_id="boot-2", engine_id="engine-1", host="here", slots=2)
+    bench.sync = Sync(identity=identity, post=bench._post, listener=bench.listener, output_cap_bytes=3)
+    run = bench.claim(bench.scheduler.add())
+
+    run.output.append("stdout", b"12345")
+
+    (chunk,) = run.output.take(1000)
+    assert chunk.data.startswith(b"123\n[output truncated")
 
 
 def test_a_run_that_is_not_to_be_had_is_refused(bench: Bench):
@@ -392,6 +407,24 @@ def test_the_loop_asks_a_scheduler_that_is_away_until_it_answers(bench: Bench):
     bench.sync.end()
     thread.join(5)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(("hinted", "is_prompt"), [("executor-1", True), ("", True), ("executor-2", False)])
+def test_a_hint_brings_the_next_sync_about_for_whom_it_is_meant(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, hinted: str, is_prompt: bool
+):
+    monkeypatch.setattr(sync_module, "IDLE_INTERVAL_SECONDS", 600.0)
+    thread = threading.Thread(target=bench.sync.run, daemon=True)
+    thread.start()
+    assert bench.sync.wait_first(5)
+
+    bench.sync.hint(hinted)
+    if is_prompt:
+        bench.scheduler.wait(lambda: len(bench.scheduler.requests) > 1)
+
+    bench.sync.end()
+    thread.join(5)
+    assert len(bench.scheduler.requests) == 1 + is_prompt
 
 
 def _size(request: Any) -> int:

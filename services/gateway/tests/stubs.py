@@ -224,6 +224,7 @@ def start_gateway(services: StubServices, redis_url: str, **settings: str) -> tu
         "USERS_URL": services.url,
         "SCHEDULER_URL": services.url,
         "SCHEDULER_LOOPS_URL": services.url,
+        "SCHEDULER_LOGS_URL": services.url,
         "REDIS_URL": redis_url,
         "INTERNAL_TOKEN": INTERNAL_TOKEN,
         "LOG_LEVEL": "warning",

@@ -10,6 +10,7 @@ COMPLETE = {
     "USERS_URL": "http://users:8001",
     "SCHEDULER_URL": "http://scheduler:8002",
     "SCHEDULER_LOOPS_URL": "http://scheduler-loops:8004/",
+    "SCHEDULER_LOGS_URL": "http://scheduler-logs:8005",
     "REDIS_URL": "redis://:hunter2@redis:6379/0",
     "INTERNAL_TOKEN": "hunter3",
 }

@@ -255,6 +255,19 @@ def test_a_body_over_the_limit_is_refused_by_its_length(gateway, services: StubS
     assert services.to("/api/tasks") == []
 
 
+def test_a_batch_may_have_eight_megabytes_and_nothing_else_may(gateway, services: StubServices, caller):
+    largest = b"x" * 8 * 1024 * 1024
+
+    taken = requests.post(f"{gateway}/api/tasks/batch", headers=caller, data=largest)
+    too_large = requests.post(f"{gateway}/api/tasks/batch", headers=caller, data=largest + b"x")
+    elsewhere = requests.post(f"{gateway}/api/tasks/cancel", headers=caller, data=largest)
+
+    assert taken.status_code == 200
+    assert services.last.body == largest
+    assert_problem(too_large, 413, "body_too_large")
+    assert_problem(elsewhere, 413, "body_too_large")
+
+
 def test_a_body_over_the_limit_is_refused_without_a_length_too(gateway, services: StubServices, caller):
     chunks = (b"x" * 65536 for _ in range(64))
 
@@ -429,7 +442,14 @@ def test_health_of_all_parts_comes_in_one_answer(gateway, services: StubServices
     response = read_health(gateway, status=200)
 
     body = response.json()
-    assert set(body["services"]) == {"gateway", "users", "scheduler", "scheduler-loops", "executors"}
+    assert set(body["services"]) == {
+        "gateway",
+        "users",
+        "scheduler",
+        "scheduler-logs",
+        "scheduler-loops",
+        "executors",
+    }
     assert body["services"]["gateway"]["checks"] == {"redis": {"status": "up"}}
     assert body["services"]["executors"] == {"status": "ready", "alive": 2}
     assert body["services"]["users"]["checks"]["postgres"] == {"status": "up", "latencyMs": 0.5}

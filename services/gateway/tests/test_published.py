@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
 
-from services.gateway.published import ROUTES, SCHEDULER, USERS, Access, Route, Throttle
+from services.gateway.published import ROUTES, SCHEDULER, SCHEDULER_LOGS, USERS, Access, Route, Throttle
 
 
 def find_route(method: str, path: str) -> Route | None:
@@ -42,7 +42,11 @@ def find_route(method: str, path: str) -> Route | None:
         ("GET", "/api/users/me/tokens", Access.TOKEN),
         ("POST", "/api/tasks", Access.TOKEN),
         ("POST", "/api/tasks/", Access.TOKEN),
-        ("GET", "/api/tasks/7f/logs", Access.TOKEN),
+        ("GET", "/api/tasks/7f", Access.TOKEN),
+        ("GET", "/api/users/7f/quota", Access.TOKEN),
+        ("PUT", "/api/users/7f/quota", Access.TOKEN),
+        ("GET", "/api/executors/", Access.TOKEN),
+        ("POST", "/api/executors/e1/drain", Access.TOKEN),
     ],
 )
 def test_each_path_asks_for_the_token_that_the_api_promises(method: str, path: str, access: Access):
@@ -50,7 +54,16 @@ def test_each_path_asks_for_the_token_that_the_api_promises(method: str, path: s
 
     assert route is not None
     assert route.access is access
-    assert route.upstream == (SCHEDULER if path.startswith("/api/tasks") else USERS)
+    is_schedulers = path.startswith(("/api/tasks", "/api/executors")) or path.endswith("/quota")
+    assert route.upstream == (SCHEDULER if is_schedulers else USERS)
+
+
+@pytest.mark.parametrize("path", ["/api/tasks/7f/logs", "/api/tasks/7f/logs/"])
+def test_output_comes_from_a_process_of_its_own(path: str):
+    route = find_route("GET", path)
+
+    assert route is not None
+    assert (route.upstream, route.access) == (SCHEDULER_LOGS, Access.TOKEN)
 
 
 @pytest.mark.parametrize(

@@ -1,46 +1,3 @@
--- name: read_backlog
--- How much room the executors have, what is on its way to them, and when the next task is due.
-SELECT coalesce(sum(e.slots) FILTER (WHERE e.last_seen_at > now() - %(seen_within)s), 0)::int AS slots,
-       coalesce(sum(e.claims_total), 0)::bigint AS claims_total,
-       (SELECT count(*) FROM scheduler.runs WHERE status = 'queued')::int AS outstanding,
-       (SELECT min(next.due_at) - clock_timestamp()
-          FROM generate_series(0, 9) AS level(priority)
-         CROSS JOIN LATERAL (
-               SELECT due_at
-                 FROM scheduler.tasks
-                WHERE status = 'pending' AND priority = level.priority
-                ORDER BY due_at
-                LIMIT 1) next) AS due_in
-  FROM scheduler.executors e
-
--- name: lock_due_tasks
-SELECT due.id AS task_id, due.attempts + due.lost_count + 1 AS number, due.request_id
-  FROM generate_series(9, 0, -1) AS level(priority)
- CROSS JOIN LATERAL (
-       SELECT id, attempts, lost_count, request_id
-         FROM scheduler.tasks
-        WHERE status = 'pending' AND priority = level.priority AND due_at <= now()
-        ORDER BY due_at
-        LIMIT %(limit)s
-          FOR NO KEY UPDATE SKIP LOCKED) due
- LIMIT %(limit)s
-
--- name: queue_tasks
-WITH due AS (
-    SELECT *
-      FROM unnest(%(task_ids)s::uuid[], %(run_ids)s::uuid[], %(numbers)s::int[], %(request_ids)s::text[])
-           AS d(task_id, run_id, number, request_id)),
-queued AS (
-    UPDATE scheduler.tasks t
-       SET status = 'queued', queued_at = now(), attempts = attempts + 1, updated_at = now()
-      FROM due
-     WHERE t.id = due.task_id AND t.status = 'pending'
-    RETURNING t.id)
-INSERT INTO scheduler.runs (id, task_id, number, request_id, next_publish_at)
-SELECT due.run_id, due.task_id, due.number, due.request_id, now() + %(publish_within)s
-  FROM due
-  JOIN queued ON queued.id = due.task_id
-
 -- name: mark_published
 -- A run that is locked is being claimed: it needs no mark any more.
 UPDATE scheduler.runs r
@@ -57,6 +14,9 @@ UPDATE scheduler.runs
    SET next_publish_at = now()
  WHERE id = ANY (%(run_ids)s) AND status = 'queued'
 
+-- name: list_queued_pools
+SELECT DISTINCT pool FROM scheduler.runs WHERE status = 'queued'
+
 -- name: take_runs_to_publish
 -- Their next time is moved at once, so that other replicas leave them alone.
 UPDATE scheduler.runs r
@@ -65,12 +25,13 @@ UPDATE scheduler.runs r
           FROM scheduler.runs
          WHERE status = 'queued'
            AND (next_publish_at <= now()
-                OR published_at <= now() - %(claim_within)s::interval * power(2, publish_count - 1))
+                OR pool = ANY (%(empty_pools)s)
+                   AND published_at <= now() - %(claim_within)s::interval * power(2, publish_count - 1))
          ORDER BY next_publish_at
          LIMIT %(limit)s
            FOR NO KEY UPDATE SKIP LOCKED) due
  WHERE r.id = due.id
-RETURNING r.id AS run_id, r.task_id, r.request_id
+RETURNING r.id AS run_id, r.task_id, r.request_id, r.pool
 
 -- name: purge_deleted_tasks
 DELETE FROM scheduler.tasks
@@ -97,6 +58,28 @@ UPDATE scheduler.runs
    SET status = 'cancelled', finished_at = now(), stop_requested_at = now(), stop_reason = 'cancelled'
  WHERE task_id = ANY (%(task_ids)s) AND status = 'queued'
 
+-- name: lock_expired_tasks
+-- What an executor has taken is out of the queue, and so is what waits for another attempt.
+SELECT t.id
+  FROM scheduler.tasks t
+ WHERE t.expires_at <= now() AND t.status IN ('pending', 'queued')
+   AND NOT EXISTS (
+       SELECT FROM scheduler.runs
+        WHERE task_id = t.id AND (started_at IS NOT NULL OR status IN ('claimed', 'running', 'stopping')))
+ ORDER BY t.expires_at
+ LIMIT %(limit)s
+   FOR NO KEY UPDATE SKIP LOCKED
+
+-- name: expire_tasks
+UPDATE scheduler.tasks t
+   SET status = 'failed', reason = 'queue_ttl_expired', error_msg = %(error_msg)s,
+       finished_at = now(), updated_at = now()
+ WHERE t.id = ANY (%(task_ids)s) AND t.status IN ('pending', 'queued') AND t.expires_at <= now()
+   AND NOT EXISTS (
+       SELECT FROM scheduler.runs
+        WHERE task_id = t.id AND status IN ('queued', 'claimed', 'running', 'stopping'))
+RETURNING t.id, t.request_id
+
 -- name: cancel_waiting_tasks
 UPDATE scheduler.tasks t
    SET status = 'cancelled', finished_at = now(), updated_at = now()
@@ -109,8 +92,3 @@ UPDATE scheduler.tasks t
 DELETE FROM scheduler.executors e
  WHERE e.last_seen_at < now() - %(silence)s
    AND NOT EXISTS (SELECT FROM scheduler.leases WHERE engine_id = e.engine_id)
-
--- name: count_tasks
-SELECT wanted.status,
-       (SELECT count(*) FROM scheduler.tasks t WHERE t.status = wanted.status) AS count
-  FROM unnest(ARRAY['pending', 'queued', 'running']) AS wanted(status)

@@ -1,11 +1,12 @@
 -- name: register_executor
 -- No row when this boot was replaced by a later one of the same id: two processes never share an id.
-INSERT INTO scheduler.executors AS e (id, boot_id, engine_id, host, slots, running, claims_total)
-VALUES (%(id)s, %(boot_id)s, %(engine_id)s, %(host)s, %(slots)s, %(running)s, %(claims)s)
+INSERT INTO scheduler.executors AS e (id, boot_id, engine_id, host, pools, slots, running, claims_total)
+VALUES (%(id)s, %(boot_id)s, %(engine_id)s, %(host)s, %(pools)s, %(slots)s, %(running)s, %(claims)s)
 ON CONFLICT (id) DO UPDATE
    SET boot_id = excluded.boot_id,
        engine_id = excluded.engine_id,
        host = excluded.host,
+       pools = excluded.pools,
        slots = excluded.slots,
        running = excluded.running,
        claims_total = e.claims_total + excluded.claims_total,
@@ -14,12 +15,13 @@ ON CONFLICT (id) DO UPDATE
        replaced_boots = CASE WHEN e.boot_id = excluded.boot_id THEN e.replaced_boots
                              ELSE (e.boot_id || e.replaced_boots)[1:32] END
  WHERE NOT excluded.boot_id = ANY (e.replaced_boots)
-RETURNING started_at = now() AS is_new, now() AS server_time
+RETURNING started_at = now() AS is_new, state, now() AS server_time
 
 -- name: lock_runs
 -- The task first, then the run: whoever changes a run holds its task's lock.
 SELECT r.id AS run_id, r.task_id, r.number, r.status, r.epoch, r.executor_id, r.boot_id, r.stop_reason,
-       r.claimed_at, r.started_at, t.status AS task_status, t.deleted_at IS NOT NULL AS is_deleted, t.lost_count,
+       r.claimed_at, r.started_at, t.status AS task_status, t.deleted_at IS NOT NULL AS is_deleted, t.attempts,
+       t.lost_count, t.max_attempts, t.backoff_seconds, t.max_backoff_seconds, t.retry_exit_codes,
        t.due_at, t.scheduled_at > t.created_at + interval '1 second' AS is_scheduled, r.request_id
   FROM scheduler.tasks t
   JOIN scheduler.runs r ON r.task_id = t.id
@@ -29,8 +31,8 @@ SELECT r.id AS run_id, r.task_id, r.number, r.status, r.epoch, r.executor_id, r.
 
 -- name: renew_leases
 UPDATE scheduler.leases l
-   SET expires_at = now() + %(lease)s
-  FROM unnest(%(run_ids)s::uuid[], %(epochs)s::int[]) AS held(run_id, epoch)
+   SET expires_at = now() + %(lease)s, pulling = held.pulling
+  FROM unnest(%(run_ids)s::uuid[], %(epochs)s::int[], %(pulling)s::bool[]) AS held(run_id, epoch, pulling)
  WHERE l.run_id = held.run_id AND l.epoch = held.epoch
    AND l.executor_id = %(executor_id)s AND l.boot_id = %(boot_id)s
 RETURNING l.run_id
@@ -65,10 +67,11 @@ WITH started AS (
        SET status = CASE r.status WHEN 'claimed' THEN 'running' ELSE r.status END,
            started_at = least(greatest(coalesce(report.started_at, now()), r.claimed_at), now()),
            container_id = coalesce(report.container_id, r.container_id),
-           image_digest = coalesce(report.image_digest, r.image_digest)
+           image_digest = coalesce(report.image_digest, r.image_digest),
+           pulled_seconds = coalesce(report.pulled_seconds, r.pulled_seconds)
       FROM unnest(%(run_ids)s::uuid[], %(epochs)s::int[], %(started_ats)s::timestamptz[],
-                  %(container_ids)s::text[], %(image_digests)s::text[])
-           AS report(run_id, epoch, started_at, container_id, image_digest)
+                  %(container_ids)s::text[], %(image_digests)s::text[], %(pulled_seconds)s::float8[])
+           AS report(run_id, epoch, started_at, container_id, image_digest, pulled_seconds)
      WHERE r.id = report.run_id AND r.epoch = report.epoch
        AND r.status IN ('claimed', 'stopping') AND r.started_at IS NULL
     RETURNING r.id, r.task_id, r.started_at)
@@ -85,9 +88,10 @@ WITH ending AS (
                   %(reasons)s::text[], %(delays)s::interval[], %(exit_codes)s::int[], %(error_msgs)s::text[],
                   %(task_error_msgs)s::text[], %(results)b::bytea[], %(started_ats)s::timestamptz[],
                   %(finished_ats)s::timestamptz[], %(image_digests)s::text[], %(container_ids)s::text[],
-                  %(max_memory_mbs)s::int[])
+                  %(max_memory_mbs)s::int[], %(cpu_seconds)s::float8[], %(pulled_seconds)s::float8[])
            AS e(run_id, epoch, run_status, task_status, reason, delay, exit_code, error_msg, task_error_msg,
-                result, started_at, finished_at, image_digest, container_id, max_memory_mb)),
+                result, started_at, finished_at, image_digest, container_id, max_memory_mb, cpu_seconds,
+                pulled_seconds)),
 closed AS (
     UPDATE scheduler.runs r
        SET status = e.run_status,
@@ -100,7 +104,10 @@ closed AS (
            finished_at = least(greatest(coalesce(e.finished_at, now()), r.started_at, e.started_at, r.claimed_at), now()),
            image_digest = coalesce(e.image_digest, r.image_digest),
            container_id = coalesce(e.container_id, r.container_id),
-           max_memory_mb = coalesce(e.max_memory_mb, r.max_memory_mb)
+           max_memory_mb = coalesce(e.max_memory_mb, r.max_memory_mb),
+           cpu_seconds = coalesce(e.cpu_seconds, r.cpu_seconds),
+           pulled_seconds = coalesce(e.pulled_seconds, r.pulled_seconds),
+           closed_at = now()
       FROM ending e
      WHERE r.id = e.run_id AND r.epoch = e.epoch AND r.status IN ('claimed', 'running', 'stopping')
     RETURNING r.id, r.task_id, r.started_at, r.finished_at),
@@ -108,7 +115,8 @@ released AS (
     DELETE FROM scheduler.leases l USING closed WHERE l.run_id = closed.id)
 UPDATE scheduler.tasks t
    SET status = e.task_status,
-       reason = e.reason,
+       -- The reason of a failure that is tried again stands at its run.
+       reason = CASE e.task_status WHEN 'failed' THEN e.reason END,
        attempts = t.attempts - (e.run_status = 'lost')::int,
        lost_count = t.lost_count + (e.run_status = 'lost')::int,
        due_at = CASE e.task_status WHEN 'pending' THEN now() + e.delay ELSE t.due_at END,
@@ -209,7 +217,8 @@ SELECT name, since, seen_at FROM scheduler.parts ORDER BY name
 -- Engines that were silent for too long, counted only while the scheduler could have heard them. A task that
 -- says hold is waited for, unless nobody wants it any more: then no other run of it will follow.
 SELECT r.id AS run_id, r.task_id, r.number, r.status, r.epoch, r.executor_id, r.boot_id, r.stop_reason,
-       r.claimed_at, r.started_at, t.status AS task_status, t.deleted_at IS NOT NULL AS is_deleted, t.lost_count,
+       r.claimed_at, r.started_at, t.status AS task_status, t.deleted_at IS NOT NULL AS is_deleted, t.attempts,
+       t.lost_count, t.max_attempts, t.backoff_seconds, t.max_backoff_seconds, t.retry_exit_codes,
        t.due_at, t.scheduled_at > t.created_at + interval '1 second' AS is_scheduled, r.request_id
   FROM scheduler.tasks t
   JOIN scheduler.runs r ON r.task_id = t.id

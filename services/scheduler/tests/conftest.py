@@ -11,15 +11,18 @@ from uuid import UUID
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
+from flask import Flask
 from flask.testing import FlaskClient
 
 from libs.common.clock import utc_now
 from libs.common.config import Secret
 from libs.common.postgres import Pool, open_pool
-from services.scheduler import run_store
+from services.scheduler import line, run_store
 from services.scheduler.app import build_app
-from services.scheduler.config import HttpConfig
+from services.scheduler.config import HttpConfig, LogsConfig
 from services.scheduler.dispatch import DispatchConfig, Dispatcher
+from services.scheduler.log_app import build_log_app
+from services.scheduler.log_follow import FollowLimits, Follows
 from services.scheduler.sync import SyncConfig
 from services.scheduler.tests.executors import SERVICE_TOKEN, FakeExecutor
 from services.scheduler.users_client import Deletion
@@ -50,13 +53,21 @@ class FakeUsers:
 
 
 class CountingWaker:
-    """Counts wake-ups instead of sending them."""
+    """Counts wake-ups, and keeps who was to stop something, instead of sending hints."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.outputs: list[str] = []
+        self.stops: list[str] = []
 
     def wake(self) -> None:
         self.count += 1
+
+    def hint_output(self, task_ids) -> None:
+        self.outputs += map(str, task_ids)
+
+    def hint_stop(self, executor_ids) -> None:
+        self.stops += executor_ids
 
     def ping(self) -> None:
         """Always there."""
@@ -141,6 +152,11 @@ def make_config(**changes: Any) -> HttpConfig:
             "max_task_cpus": 64.0,
             "max_task_memory_mb": 1_048_576,
             "image_allow_list": (),
+            "storage_path": None,
+            "storage_min_free_mb": 0,
+            "quota_running": None,
+            "quota_queued": None,
+            "quota_created_per_minute": None,
             **changes,
         }
     )
@@ -168,7 +184,44 @@ def waker() -> CountingWaker:
 
 
 @pytest.fixture
-def make_client(pool, users, waker):
+def follows(pool) -> Iterator[Follows]:
+    """Without hints; it looks often."""
+    limits = FollowLimits(poll_seconds_without_hints=0.02, keep_alive_seconds=0.2, page_bytes=1000)
+    follows = Follows(pool=pool, limits=limits, has_hints=lambda: False)
+    yield follows
+    follows.stop()
+
+
+@pytest.fixture
+def log_app(pool, follows) -> Flask:
+    config = LogsConfig(
+        environment="development",
+        log_level="info",
+        database_url=Secret("unused"),
+        redis_url=Secret("unused"),
+        users_url="http://users",
+        token_issuer="task-runner",
+        token_audience="task-runner",
+    )
+    return build_log_app(config, pool=pool, keys=TestKeys(), follows=follows, checks=[])
+
+
+def _serve_logs_too(app: Flask, log_app: Flask) -> None:
+    """As the gateway does: output is another process's part of the tasks' paths."""
+    tasks = app.wsgi_app
+
+    def serve(environ, start_response):
+        is_log = environ["PATH_INFO"].endswith("/logs")
+        return (log_app.wsgi_app if is_log else tasks)(environ, start_response)
+
+    app.wsgi_app = serve  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def make_client(pool, users, waker, log_app, monkeypatch):
+    # What is answered about the line is never older than the question.
+    monkeypatch.setattr(line, "FRESH_SECONDS", 0.0)
+
     def make(sync_config: SyncConfig | None = None, **config: Any) -> FlaskClient:
         app = build_app(
             make_config(**config),
@@ -178,6 +231,7 @@ def make_client(pool, users, waker):
             waker=waker,
             sync_config=sync_config,
         )
+        _serve_logs_too(app, log_app)
         return app.test_client()
 
     return make
@@ -186,6 +240,16 @@ def make_client(pool, users, waker):
 @pytest.fixture
 def client(make_client) -> FlaskClient:
     return make_client()
+
+
+@pytest.fixture
+def make_caller():
+    """A user of another app than `client`, over the same database."""
+
+    def make(client: FlaskClient, user_id: UUID | None = None) -> ApiClient:
+        return ApiClient(client, user_id or uuid.uuid4(), ["user"])
+
+    return make
 
 
 @pytest.fixture

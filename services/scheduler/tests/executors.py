@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from flask.testing import FlaskClient
@@ -17,11 +18,20 @@ SERVICE_TOKEN = "service-token"
 class FakeExecutor:
     """Keeps what it holds like a real one, and sends it with every sync."""
 
-    def __init__(self, client: FlaskClient, *, name: str = "e1", engine: str = "engine-1", slots: int = 4) -> None:
+    def __init__(
+        self,
+        client: FlaskClient,
+        *,
+        name: str = "e1",
+        engine: str = "engine-1",
+        slots: int = 4,
+        pools: Sequence[str] = ("default",),
+    ) -> None:
         self.client = client
         self.name = name
         self.engine = engine
         self.slots = slots
+        self.pools = pools
         self.boot = str(uuid.uuid4())
         self.held: dict[str, int] = {}
         self._seq = itertools.count()
@@ -39,6 +49,7 @@ class FakeExecutor:
                 "engineId": self.engine,
                 "host": "host",
                 "slots": self.slots,
+                "pools": list(self.pools),
                 "running": len(self.held),
             },
             "held": [{"runId": run_id, "epoch": epoch} for run_id, epoch in self.held.items()],

@@ -8,63 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.dispatch import RecentClaims, decide_room, decide_sleep
+from services.scheduler.dispatch import RecentClaims, decide_sleep
+from services.scheduler.dispatch_store import Ahead
 from services.scheduler.images import is_image_allowed, is_image_reference
-from services.scheduler.loop_store import Backlog
-from services.scheduler.output import RESULT_BYTES, decode_result, keep_last_lines, keep_tail
-from services.scheduler.retry import LOST_LIMIT, decide_ending
+from services.scheduler.output import RESULT_BYTES, decode_result, keep_tail
 from services.scheduler.states import (
     LIVE_RUN,
     RUN_MOVES,
     TASK_MOVES,
     TERMINAL_RUN,
     TERMINAL_TASK,
-    Outcome,
-    Reason,
     RunStatus,
     TaskStatus,
 )
 from services.scheduler.waiting import Capacity, decide_waiting
 
 NOW = datetime(2026, 1, 31, 8, 15, tzinfo=UTC)
-
-outcomes = st.sampled_from(list(Outcome))
-reasons = st.none() | st.sampled_from(list(Reason)) | st.text()
-stop_reasons = st.sampled_from([None, "cancelled"])
-lost_counts = st.integers(0, LOST_LIMIT)
-
-
-@given(outcomes, reasons, stop_reasons, st.booleans(), lost_counts)
-def test_an_ending_closes_the_run_and_is_a_move_that_the_task_may_make(outcome, reason, stop, deleted, lost):
-    ending = decide_ending(outcome, reason=reason, stop_reason=stop, is_deleted=deleted, lost_count=lost)
-
-    assert ending.run_status in TERMINAL_RUN
-    assert ending.task_status in TASK_MOVES[TaskStatus.QUEUED] & TASK_MOVES[TaskStatus.RUNNING]
-    assert (ending.reason is not None) == (ending.task_status == TaskStatus.FAILED)
-
-
-@given(outcomes, reasons, st.booleans(), lost_counts)
-def test_a_stop_request_wins_over_what_the_container_did(outcome, reason, deleted, lost):
-    ending = decide_ending(outcome, reason=reason, stop_reason="cancelled", is_deleted=deleted, lost_count=lost)
-
-    assert ending.task_status == TaskStatus.CANCELLED
-
-
-def test_a_lost_run_is_made_up_for_with_growing_pauses_and_then_given_up():
-    endings = [
-        decide_ending(Outcome.LOST, reason=None, stop_reason=None, is_deleted=False, lost_count=lost)
-        for lost in range(LOST_LIMIT + 1)
-    ]
-
-    assert [ending.delay.total_seconds() for ending in endings[:-1]] == [0, 5, 10, 15, 20]
-    assert {ending.task_status for ending in endings[:-1]} == {TaskStatus.PENDING}
-    assert (endings[-1].task_status, endings[-1].reason) == (TaskStatus.FAILED, Reason.EXECUTOR_LOST)
-
-
-def test_an_unknown_reason_counts_as_the_engines():
-    ending = decide_ending(Outcome.FAILED, reason="sunspots", stop_reason=None, is_deleted=False, lost_count=0)
-
-    assert ending.reason == Reason.ENGINE_ERROR
 
 
 def test_nothing_leaves_a_terminal_state_and_everything_else_can_end():
@@ -79,6 +38,8 @@ def test_nothing_leaves_a_terminal_state_and_everything_else_can_end():
         {
             "status": st.sampled_from(list(TaskStatus)),
             "due_at": st.timedeltas(timedelta(days=-1), timedelta(days=1)).map(lambda due_in: NOW + due_in),
+            "attempts": st.integers(0, 20),
+            "max_attempts": st.integers(1, 20),
             "lost_count": st.integers(0, 5),
             "run_status": st.none() | st.sampled_from(list(RunStatus)),
             "is_published": st.booleans(),
@@ -94,19 +55,23 @@ def test_a_task_says_what_it_waits_for_until_it_runs(facts):
 
 
 @pytest.mark.parametrize(
-    ("capacity", "due_in", "lost", "code"),
+    ("capacity", "due_in", "attempts", "lost", "code"),
     [
-        (Capacity(1, 4, 4), 0, 0, "slots_busy"),
-        (Capacity(1, 4, 3), 0, 0, "dispatch"),
-        (Capacity(0, 0, 0), 0, 0, "no_executor"),
-        (Capacity(0, 0, 0), 5, 0, "scheduled"),
-        (Capacity(1, 4, 0), 5, 1, "retrying"),
+        (Capacity(1, 4, 4), 0, 0, 0, "behind_others"),
+        (Capacity(1, 4, 3), 0, 0, 0, "dispatch"),
+        (Capacity(0, 0, 0), 0, 0, 0, "no_executor"),
+        (Capacity(0, 0, 0), 5, 0, 0, "scheduled"),
+        (Capacity(1, 4, 0), 5, 0, 1, "backoff"),
+        (Capacity(1, 4, 0), 5, 2, 0, "backoff"),
+        (Capacity(1, 4, 4), 0, 2, 0, "behind_others"),
     ],
 )
-def test_a_pending_task_waits_for_one_thing(capacity, due_in, lost, code):
+def test_a_pending_task_waits_for_one_thing(capacity, due_in, attempts, lost, code):
     waiting = decide_waiting(
         status=TaskStatus.PENDING,
         due_at=NOW + timedelta(seconds=due_in),
+        attempts=attempts,
+        max_attempts=3,
         lost_count=lost,
         run_status=None,
         is_published=False,
@@ -141,16 +106,6 @@ def test_bytes_that_are_no_text_are_shown_as_escapes():
     assert decode_result(b"a\xff\x00b") == "a\\xff\x00b"
     assert decode_result(b"\x80" * RESULT_BYTES) == "\\x80" * RESULT_BYTES
     assert decode_result(None) is None
-
-
-@given(st.lists(st.text(alphabet="ab", max_size=3)), st.booleans(), st.integers(0, 5))
-def test_the_last_lines_are_the_last_ones(lines, ends_with_newline, count):
-    data = "\n".join(lines).encode() + (b"\n" if ends_with_newline else b"")
-
-    kept = keep_last_lines(data, count)
-
-    assert kept.splitlines() == (data.splitlines()[-count:] if count else [])
-    assert data.endswith(kept)
 
 
 @pytest.mark.parametrize(
@@ -218,26 +173,21 @@ def test_the_allow_list_compares_names_in_full(image, glob, allowed):
     assert is_image_allowed(image, [glob]) is allowed
 
 
-def backlog(*, slots=4, claims_total=0, outstanding=0, due_in=None):
-    return Backlog(slots=slots, claims_total=claims_total, outstanding=outstanding, due_in=due_in)
-
-
-def test_there_is_room_for_the_slots_and_for_what_was_claimed_lately():
-    assert decide_room(backlog(slots=0), claimed=100) == 0
-    assert decide_room(backlog(slots=4, outstanding=1), claimed=0) == 3
-    assert decide_room(backlog(slots=4, outstanding=1), claimed=10) == 13
-    assert decide_room(backlog(slots=4, outstanding=9), claimed=0) == 0
-
-
-@given(st.none() | st.timedeltas(timedelta(days=-1), timedelta(days=1)), st.booleans())
-def test_the_loop_sleeps_until_the_next_due_time_and_never_longer_than_a_tick(due_in, has_room):
+@given(
+    st.none() | st.timedeltas(timedelta(0), timedelta(days=1)),
+    st.none() | st.timedeltas(timedelta(0), timedelta(days=1)),
+    st.booleans(),
+)
+def test_the_loop_sleeps_until_the_next_due_time_and_never_longer_than_a_tick(overdue, due_in, has_room):
     tick = timedelta(seconds=1)
 
-    sleep = decide_sleep(backlog(due_in=due_in), has_room=has_room, tick=tick)
+    sleep = decide_sleep(Ahead(overdue=overdue, due_in=due_in), has_room=has_room, tick=tick)
 
-    assert timedelta(0) < sleep <= tick
-    if has_room and due_in is not None and timedelta(0) < due_in < tick:
+    assert timedelta(0) <= sleep <= tick
+    if has_room and overdue is None and due_in is not None and due_in < tick:
         assert sleep == due_in
+    if overdue is not None:
+        assert sleep > timedelta(0), "what is held back doesn't keep the loop busy"
 
 
 def test_recent_claims_are_those_within_the_window():

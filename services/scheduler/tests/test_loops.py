@@ -14,6 +14,7 @@ from libs.common.clock import format_time, parse_time, utc_now
 from libs.common.config import Secret
 from libs.common.consumer import Consumer, Delivery
 from libs.common.errors import Unavailable
+from libs.common.hints import HintListener
 from libs.common.messages import decode_run_message
 from libs.common.publisher import Publisher
 from libs.common.topology import RUNS_QUEUE
@@ -23,7 +24,7 @@ from services.scheduler.loops import LoopThread
 from services.scheduler.sweep import SweepConfig, Sweeper
 from services.scheduler.tests.executors import FakeExecutor
 from services.scheduler.users_client import Deletion
-from services.scheduler.wakeups import WakeListener, Waker
+from services.scheduler.wakeups import DISPATCH_CHANNEL, Waker
 
 pytestmark = pytest.mark.component
 
@@ -88,19 +89,21 @@ def test_the_most_urgent_task_goes_first_then_the_longest_due(user, executor, di
 
     rows = execute(pool, "SELECT id, task_id FROM scheduler.runs").fetchall()
     by_run = {str(row["id"]): str(row["task_id"]) for row in rows}
-    expected = [tasks[1], tasks[3], tasks[0], tasks[4]]
-    assert [by_run[run_id] for run_id in publisher.sent] == expected, "four slots: the least urgent one waits"
+    expected = [tasks[1], tasks[3], tasks[0], tasks[4], tasks[2]]
+    assert [by_run[run_id] for run_id in publisher.sent] == expected
 
 
-def test_no_more_runs_are_on_their_way_than_there_are_slots_and_recent_claims(
+def test_one_run_a_slot_is_on_its_way_and_one_fewer_waits_for_those_that_become_free(
     user, executor, dispatcher, publisher
 ):
-    for _ in range(10):
+    for _ in range(12):
         user.create()
 
-    assert [dispatcher.run_once().dispatched for _ in range(2)] == [4, 0]
-    executor.claim(*publisher.sent[:3])
-    assert dispatcher.run_once().dispatched == 6
+    assert [dispatcher.run_once().dispatched for _ in range(2)] == [7, 0]
+    executor.claim(*publisher.sent[:4])
+    assert dispatcher.run_once().dispatched == 0, "three wait already, and no slot is free"
+    executor.finish(publisher.sent[0])
+    assert dispatcher.run_once().dispatched == 1
 
 
 def test_two_dispatchers_never_dispatch_a_task_twice(user, client, pool, publisher):
@@ -306,12 +309,17 @@ def test_a_million_waiting_tasks_do_not_slow_a_look_at_the_backlog_down(pool):
             "        (VALUES ('pending', NULL), ('completed', now()), ('cancelled', now()))"
             "            AS s (status, finished_at)"
         )
-        connection.execute("ANALYZE scheduler.tasks")
+        connection.execute("ANALYZE")
+        lanes = {"pools": ["default"], "priorities": [5], "user_ids": [uuid.uuid4()], "keys": [""], "limits": [0]}
         plans = "\n".join(
             str(connection.execute(b"EXPLAIN " + loop_store.QUERIES[name], parameters).fetchall())
             for name, parameters in [
-                ("read_backlog", {"seen_within": timedelta(seconds=15)}),
-                ("lock_due_tasks", {"limit": 100}),
+                ("look_ahead", {}),
+                ("take_arrivals", {"limit": 100}),
+                ("list_rooms", {"seen_within": timedelta(seconds=15)}),
+                ("list_lanes", {"pools": ["default"], "limit": 100, "default_running": None, "many": 16}),
+                ("lock_due_tasks", lanes | {"counts": [5]}),
+                ("move_lanes", lanes),
                 ("list_images_due_within", {"ahead": timedelta(minutes=5), "limit": 20}),
                 ("purge_deleted_tasks", {"limit": 100}),
             ]
@@ -323,7 +331,7 @@ def test_a_million_waiting_tasks_do_not_slow_a_look_at_the_backlog_down(pool):
 def test_a_wake_up_starts_a_task_at_once(user, executor, pool, publisher, fresh_redis_url, dispatcher):
     loop = DispatchLoop(dispatcher=dispatcher)
     loop_thread = LoopThread(name="dispatch", run_once=loop.run_once, wait=loop.wait, pool=pool)
-    listener = WakeListener(fresh_redis_url, loop.wake)
+    listener = HintListener(fresh_redis_url, DISPATCH_CHANNEL, lambda _: loop.wake())
     waker = Waker(fresh_redis_url)
     listener.start()
     loop_thread.start()
@@ -380,7 +388,7 @@ def test_a_loop_survives_whatever_a_pass_dies_of(pool):
 
 def test_a_dispatched_run_arrives_on_the_real_broker(user, executor, pool, broker_url):
     arrived: queue.Queue[Delivery] = queue.Queue()
-    consumer = Consumer(name="test", broker_url=Secret(broker_url), queue=RUNS_QUEUE, on_delivery=arrived.put)
+    consumer = Consumer(name="test", broker_url=Secret(broker_url), queues=[RUNS_QUEUE], on_delivery=arrived.put)
     consumer.set_capacity(1)
     thread = threading.Thread(target=consumer.run, daemon=True)
     publisher = Publisher(broker_url, name="test")

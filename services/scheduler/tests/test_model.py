@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -23,8 +23,10 @@ from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
 from libs.common.postgres import Connection, Pool
-from services.scheduler import run_store
+from services.scheduler import endings, retry, run_store
 from services.scheduler.dispatch import Dispatcher
+from services.scheduler.retry import Ending, decide_ending
+from services.scheduler.states import Outcome
 from services.scheduler.sync import SyncConfig
 from services.scheduler.tests.model.clock import install_clock
 from services.scheduler.tests.model.machine import SystemMachine
@@ -125,6 +127,17 @@ def _never_publish_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Dispatcher, "publish_again", lambda *_, **__: 0)
 
 
+def _try_for_ever(patch: pytest.MonkeyPatch) -> None:
+    def decide(outcome: Outcome, **facts: Any) -> Ending:
+        return decide_ending(outcome, **facts | {"policy": replace(facts["policy"], max_attempts=20)})
+
+    patch.setattr(endings, "decide_ending", decide)
+
+
+def _retry_at_once(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(retry, "decide_backoff", lambda *_, **__: timedelta(0))
+
+
 def _close_when_the_lease_runs_out(patch: pytest.MonkeyPatch) -> None:
     text = run_store.QUERIES["lock_lost_runs"].decode()
     changed = re.sub(r"WHERE l\.expires_at .*? ORDER BY", "WHERE l.expires_at < now() ORDER BY", text, flags=re.S)
@@ -138,6 +151,8 @@ MUTATIONS = {
     "S3, an adopter starts nothing": Mutation(model="S3", breaks="S3|S4|promise 2"),
     "S4, proof before a run is closed": Mutation(patch=_close_when_the_lease_runs_out, breaks="S4|promise 2"),
     "the sweep's second publish": Mutation(patch=_never_publish_again, breaks="promise 1"),
+    "the limit on attempts": Mutation(patch=_try_for_ever, breaks="retry: more attempts"),
+    "the backoff": Mutation(patch=_retry_at_once, breaks="retry: the backoff"),
     "45 s after a restart": Mutation(sync_config=SyncConfig(settle=timedelta(0)), breaks="within 45 s"),
     "the trigger on terminal tasks": Mutation(
         statement="DROP TRIGGER tasks_terminal ON scheduler.tasks", breaks="promise 4"

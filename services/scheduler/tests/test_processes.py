@@ -53,7 +53,9 @@ def test_the_loops_start_dispatch_and_stop_in_order(
         broker_url=Secret(broker_url),
         users_url="http://127.0.0.1:1",
         internal_token=Secret("unused"),
+        quota_running=None,
         executor_lost=timedelta(seconds=300),
+        retention={},
         health_port=free_port,
     )
     shutdown = Shutdown()
@@ -67,7 +69,7 @@ def test_the_loops_start_dispatch_and_stop_in_order(
 
         checks = requests.get(f"http://127.0.0.1:{free_port}/readyz", timeout=5).json()["checks"]
         assert {name: check["status"] for name, check in checks.items()} == dict.fromkeys(
-            ("postgres", "broker", "redis", "dispatch", "sweep"), "up"
+            ("postgres", "broker", "redis", "dispatch", "sweep", "retention"), "up"
         )
         assert requests.get(f"http://127.0.0.1:{free_port}/livez", timeout=5).status_code == 200
         metrics = requests.get(f"http://127.0.0.1:{free_port}/metrics", timeout=5).text

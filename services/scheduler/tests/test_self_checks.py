@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +15,7 @@ from services.scheduler.states import (
     LOG_STREAM_NUMBERS,
     RUN_MOVES,
     TASK_MOVES,
+    ExecutorState,
     Network,
     OnExecutorLost,
     Reason,
@@ -21,6 +23,7 @@ from services.scheduler.states import (
     StopReason,
     TaskStatus,
 )
+from services.scheduler.store import NewTask
 
 _PACKAGE = Path(__file__).parents[1]
 _PAGE = (_PACKAGE.parents[1] / "docs" / "task-model.md").read_text(encoding="utf-8")
@@ -37,6 +40,7 @@ _SCHEMA = "\n".join(migration.text for migration in read_migrations("scheduler")
         ("runs_status", RunStatus),
         ("runs_reason", Reason),
         ("runs_stop_reason", StopReason),
+        ("executors_state", ExecutorState),
     ],
 )
 def test_the_names_of_an_enum_are_those_of_its_check(constraint, names):
@@ -55,9 +59,17 @@ def test_the_numbers_of_the_streams_are_those_of_their_check():
 
 def test_every_named_query_is_used_and_every_used_one_exists():
     code = "\n".join(path.read_text(encoding="utf-8") for path in _PACKAGE.glob("*.py"))
-    used = set(re.findall(r'QUERIES\["(\w+)"\]', code)) | set(re.findall(r'"(list_tasks\w*)"', code))
+    used = set(re.findall(r'QUERIES\["(\w+)"\]', code)) | set(re.findall(r'"(find_page_by_\w+)"', code))
 
     assert used == set(load_queries("services.scheduler"))
+
+
+def test_the_insert_of_tasks_names_every_field_of_a_new_one():
+    text = load_queries("services.scheduler")["create_tasks"].decode()
+    columns = [name.strip() for name in text.partition("(")[2].partition(")")[0].split(",")]
+
+    fields = {field.name for field in dataclasses.fields(NewTask)}
+    assert set(columns) == fields | {"due_at", "expires_at", "created_at", "updated_at"}
 
 
 @pytest.mark.parametrize(("heading", "moves"), [("Moves of a task", TASK_MOVES), ("Moves of a run", RUN_MOVES)])

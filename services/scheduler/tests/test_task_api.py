@@ -22,12 +22,14 @@ def test_a_task_is_created_with_the_defaults(user):
     assert task | {"id": "", "createdAt": "", "updatedAt": "", "scheduledAt": ""} == {
         "id": "",
         "userId": str(user.user_id),
+        "scheduleId": None,
         "status": "pending",
         "reason": None,
         "waiting": {
             "code": "no_executor",
             "text": "No executor is connected. An operator can start one: make scale N=1.",
         },
+        "position": None,
         "name": None,
         "labels": {},
         "image": "busybox:latest",
@@ -42,6 +44,10 @@ def test_a_task_is_created_with_the_defaults(user):
         "resources": {"cpus": 1.0, "memoryMb": 256, "pids": 128},
         "network": "egress",
         "onExecutorLost": "retry",
+        "retry": {"maxAttempts": 1, "backoffSeconds": 5, "maxBackoffSeconds": 300, "onExitCodes": None},
+        "queueTtlSeconds": None,
+        "concurrency": None,
+        "pool": "default",
         "result": None,
         "errorMsg": None,
         "exitCode": None,
@@ -69,6 +75,7 @@ def test_everything_about_a_task_comes_back_as_it_was_sent(user):
         "resources": {"cpus": 0.05, "memoryMb": 16, "pids": 1},
         "network": "none",
         "onExecutorLost": "hold",
+        "retry": {"maxAttempts": 20, "backoffSeconds": 0, "maxBackoffSeconds": 86400, "onExitCodes": [1, 255]},
         "scheduledAt": format_time(utc_now() + timedelta(days=365 * 5 - 1)),
     }
 
@@ -153,7 +160,7 @@ def test_the_collection_works_with_and_without_the_final_slash(user, path):
         ({"network": None}, "network"),
         ({"userId": "me"}, "userId"),
         ({"userId": 5}, "userId"),
-        ({"retry": {"maxAttempts": 2}}, "retry"),
+        ({"retry": {"maxAttempts": 21}}, "retry"),
         ({"privileged": True}, "privileged"),
         ({"timeout_seconds": 5}, "timeout_seconds"),
         ({"\ud800": 5}, "\ud800"),

@@ -17,10 +17,12 @@ import pytest
 
 from libs.common.consumer import Delivery
 from libs.common.messages import RunMessage
+from libs.common.topology import RUNS_QUEUE
 from services.executor import asking, execution, following, network_guard, reaper, stopper, sync
 from services.executor import runtime as rt
 from services.executor.docker_runtime import DockerRuntime
 from services.executor.engine import EngineMonitor
+from services.executor.meter import Meter
 from services.executor.network_guard import GuardSettings, NetworkGuard, guard_name
 from services.executor.prefetch import Prefetcher
 from services.executor.reaper import Reaper
@@ -62,7 +64,8 @@ _HURRY = {
     (stopper, "IDLE_SECONDS"): 0.05,
     (sync, "BUSY_INTERVAL_SECONDS"): 0.03,
     (sync, "IDLE_INTERVAL_SECONDS"): 0.03,
-    (sync, "OUTPUT_DELAY_SECONDS"): 0.02,
+    (sync, "OUTPUT_SOON_SECONDS"): 0.02,
+    (sync, "OUTPUT_EVERY_SECONDS"): 0.02,
 }
 
 
@@ -93,6 +96,11 @@ class FakeMessages:
     def reject(self, delivery: Delivery) -> None:
         self.done(delivery)
 
+    def give_back(self, delivery: Delivery) -> None:
+        with self._lock:
+            self.waiting.append(delivery.body)
+        self.done(delivery)
+
     def _balance(self) -> None:
         while True:
             with self._lock:
@@ -103,6 +111,7 @@ class FakeMessages:
                     request_id=None,
                     redelivered=False,
                     tag="",
+                    queue=RUNS_QUEUE,
                     delivery_tag=0,
                     channel=None,
                 )
@@ -248,6 +257,7 @@ class Stand:
             stops=self._stopper,
             engine=self.monitor,
             spool=self._spool,
+            meter=Meter(None),
             settings=make_settings(),
             pull_limit=PULL_LIMIT,
         )

@@ -29,6 +29,8 @@ CALL_FATES = st.sampled_from(CallFate)
 STEPS = st.integers(1, 6)
 FEW_STEPS = st.integers(0, 3)
 EXIT_CODES = st.sampled_from([0, 1])
+# After which of them a task is tried again.
+EXIT_CODE_LISTS = st.sampled_from([None, None, [1], [7]])
 # Around what matters: a sync, a lease, the 45 s, the broker's minute, the 300 s of silence.
 PAUSES = st.sampled_from([timedelta(seconds=seconds) for seconds in (1, 6, 16, 31, 46, 61, 310)])
 
@@ -55,10 +57,16 @@ class SystemMachine(RuleBasedStateMachine):
 
     # What goes as it should. The shortest way to a state that something can happen to.
 
-    @rule(user=st.sampled_from(USERS), priority=st.integers(4, 6), delay=st.sampled_from([0, 0, 0, 20]))
+    @rule(
+        user=st.sampled_from(USERS),
+        priority=st.integers(4, 6),
+        delay=st.sampled_from([0, 0, 0, 20]),
+        attempts=st.integers(1, 3),
+        codes=EXIT_CODE_LISTS,
+    )
     @precondition(lambda self: len(self.world.created) < MOST_TASKS)
-    def create(self, user: UUID, priority: int, delay: int) -> None:
-        self.world.create(user, priority=priority, delay=timedelta(seconds=delay))
+    def create(self, user: UUID, priority: int, delay: int, attempts: int, codes: list[int] | None) -> None:
+        self.world.create(user, priority=priority, delay=timedelta(seconds=delay), attempts=attempts, codes=codes)
 
     @rule(process=INDEXES, steps=st.sampled_from([0, 1, 2, 3, 4, 6, 8]), fate=CALL_FATES)
     def bring_up(self, process: int, steps: int, fate: CallFate) -> None:

@@ -30,6 +30,14 @@ _QUERIES = (
     "SELECT * FROM scheduler.leases",
 )
 _KEYS = ("id", "id", "run_id")
+_MISCOUNTED = """
+SELECT user_id, status, sum(count)
+  FROM (SELECT user_id, status, count FROM scheduler.task_counts
+        UNION ALL SELECT user_id, status, change FROM scheduler.task_count_changes
+        UNION ALL SELECT user_id, status, -1 FROM scheduler.tasks WHERE deleted_at IS NULL) AS counted
+ GROUP BY user_id, status
+HAVING sum(count) <> 0
+"""
 
 Row = dict[str, Any]
 Rows = dict[UUID, Row]
@@ -50,11 +58,14 @@ class Promises:
         with self._world.pool.connection() as connection:
             with connection.pipeline():
                 found = [connection.execute(query) for query in _QUERIES]
+                miscounted = connection.execute(_MISCOUNTED)
+            assert miscounted.fetchall() == [], "the counts differ from the tasks"
             tasks, runs, leases = ({row[key]: row for row in rows} for rows, key in zip(found, _KEYS, strict=True))
         self._check_nothing_vanished(tasks)
         self._check_moves(tasks, self._tasks, TASK_MOVES, TERMINAL_TASK)
         self._check_moves(runs, self._runs, RUN_MOVES, TERMINAL_RUN)
         _check_tasks(tasks, runs)
+        _check_retries(tasks, runs)
         _check_leases(runs, leases)
         self._check_epochs(runs)
         self._check_closed(runs)
@@ -92,6 +103,9 @@ class Promises:
 
     def _check_closed(self, runs: Rows) -> None:
         """S4: at its closing nothing of a run is at work, unless its engine is given up."""
+        # Of a deleted task: one sweep gives its run up and then deletes both.
+        vanished = [run for key, run in self._runs.items() if key not in runs and run["status"] in HELD_RUN]
+        self._given_up |= {run["id"] for run in vanished if self._is_engine_given_up(run)}
         for key, run in runs.items():
             old = self._runs.get(key)
             if run["status"] not in TERMINAL_RUN or (old is not None and old["status"] in TERMINAL_RUN):
@@ -147,6 +161,34 @@ def _check_tasks(tasks: Rows, runs: Rows) -> None:
             held = {RunStatus.RUNNING, RunStatus.STOPPING}
             allowed = held if task["status"] == TaskStatus.RUNNING else {RunStatus.COMPLETED}
             assert own[-1]["status"] in allowed, "task and last run disagree"
+
+
+def _check_retries(tasks: Rows, runs: Rows) -> None:
+    """An attempt follows a failure that its task wants tried again, after its backoff, and only so many do."""
+    by_task: dict[UUID, list[Row]] = defaultdict(list)
+    for run in runs.values():
+        if run["status"] != RunStatus.LOST:
+            by_task[run["task_id"]].append(run)
+    for key, own in by_task.items():
+        task = tasks[key]
+        is_open = task["status"] == TaskStatus.PENDING
+        assert len(own) + is_open <= task["max_attempts"], "retry: more attempts than the task asks for"
+        ended = own if is_open else own[:-1]
+        for number, run in enumerate(ended, start=1):
+            assert run["status"] == RunStatus.FAILED, f"retry: another attempt after one that is {run['status']}"
+            codes = task["retry_exit_codes"]
+            assert codes is None or run["exit_code"] in codes, "retry: another attempt after an unlisted exit code"
+            later = own[number]["due_at"] if number < len(own) else task["due_at"]
+            assert later - run["closed_at"] >= _least_backoff(task, number), "retry: the backoff was cut short"
+        if task["status"] == TaskStatus.FAILED and own[-1]["status"] == RunStatus.FAILED:
+            codes = task["retry_exit_codes"]
+            is_mendable = codes is None or own[-1]["exit_code"] in codes
+            assert not is_mendable or len(own) == task["max_attempts"], "retry: given up with attempts left"
+
+
+def _least_backoff(task: Row, failures: int) -> timedelta:
+    most = min(task["backoff_seconds"] * 2 ** (failures - 1), task["max_backoff_seconds"])
+    return timedelta(seconds=most * 0.75)
 
 
 def _check_leases(runs: Rows, leases: Rows) -> None:

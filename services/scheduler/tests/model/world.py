@@ -15,6 +15,10 @@ from libs.common.postgres import Pool
 from libs.common.tokens import Identity
 from services.scheduler import run_store
 from services.scheduler.dispatch import DispatchConfig, Dispatcher
+from services.scheduler.idempotency import Answer, Once
+from services.scheduler.line import Line
+from services.scheduler.quota_store import Quota
+from services.scheduler.quotas import Quotas
 from services.scheduler.sweep import SweepConfig, Sweeper
 from services.scheduler.sync import ExecutorSync, SyncConfig
 from services.scheduler.tasks import OperatorLimits, Tasks
@@ -51,9 +55,14 @@ _TASK: dict[str, Any] = {
     "timeout_seconds": 60,
     "stop_grace_seconds": 5,
     "on_executor_lost": "retry",
+    "queue_ttl_seconds": None,
+    "concurrency": None,
+    "pool": "default",
     "resources": {"pids": 10},
     "network": "none",
 }
+
+_RETRY = {"backoff_seconds": 5, "max_backoff_seconds": 8}
 
 
 class _Users:
@@ -102,9 +111,22 @@ class World:
         def wake() -> None:
             """The loops are called when the caller likes it."""
 
+        def hint(_task_ids: Collection[UUID]) -> None:
+            """Nobody follows."""
+
         users: Any = self._users
-        self._syncs = ExecutorSync(pool=self.pool, config=self._sync_config, wake_dispatch=wake)
-        self._tasks = Tasks(pool=self.pool, users=users, limits=OperatorLimits(4.0, 4096, ()), wake_dispatch=wake)
+        self._syncs = ExecutorSync(pool=self.pool, config=self._sync_config, wake_dispatch=wake, hint_output=hint)
+        quotas = Quotas(pool=self.pool, users=users, defaults=Quota())
+        self._tasks = Tasks(
+            pool=self.pool,
+            users=users,
+            limits=OperatorLimits(4.0, 4096, ()),
+            quotas=quotas,
+            line=Line(pool=self.pool, default_running=None),
+            wake_dispatch=wake,
+            require_room=wake,
+            hint_stop=lambda _: None,
+        )
         self.dispatchers = [
             Dispatcher(
                 pool=self.pool,
@@ -114,8 +136,7 @@ class World:
             )
             for _ in range(SCHEDULERS)
         ]
-        # The gauges are measured with the first sweep, and not again.
-        config = SweepConfig(slow_tick=timedelta(0), measure_tick=timedelta(days=1))
+        config = SweepConfig(slow_tick=timedelta(0))
         self.sweepers = [
             Sweeper(
                 pool=self.pool,
@@ -130,11 +151,17 @@ class World:
 
     # Users.
 
-    def create(self, user_id: UUID, *, priority: int, delay: timedelta) -> None:
+    def create(
+        self, user_id: UUID, *, priority: int, delay: timedelta, attempts: int = 1, codes: list[int] | None = None
+    ) -> None:
         scheduled_at = self.clock.now + delay if delay else None
-        fields = _TASK | {"priority": priority, "scheduled_at": scheduled_at}
-        view = self._tasks.create(_identify(user_id), fields, request_id="model")
-        self.created.append(view["id"])
+        retry = _RETRY | {"max_attempts": attempts, "on_exit_codes": codes}
+        fields = _TASK | {"priority": priority, "scheduled_at": scheduled_at, "retry": retry}
+        self._tasks.create(_identify(user_id), fields, request_id="model", once=Once(None, self._note_created))
+
+    def _note_created(self, views: list[dict[str, Any]]) -> Answer:
+        self.created += [view["id"] for view in views]
+        return Answer(201, b"")
 
     def cancel(self, task_id: UUID) -> None:
         with suppress(NotFound):
