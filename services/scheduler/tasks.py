@@ -125,8 +125,8 @@ class Tasks:
         self._line.read()
 
         def work(connection: Connection) -> list[dict[str, Any]]:
-            created[:] = self.insert(connection, make(connection))
             failpoints.reach("task_not_committed")
+            created[:] = self.insert(connection, make(connection))
             return self.views(created)
 
         answer = once.run(self._pool, work)
