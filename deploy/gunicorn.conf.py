@@ -2,8 +2,9 @@
 
 BIND_PORT            the port to listen on, required
 WEB_CONCURRENCY      worker processes, default 1: each costs some 60 MB
-WEB_WORKER           one with threads, or the gateway's, on gevent, for a service that strangers reach: there a
-                     slow client costs next to nothing, while it would keep a thread, and even their loop, waiting
+WEB_WORKER           libs.common.web_worker.Worker, with threads, or libs.common.gevent_worker.Worker, for what
+                     strangers reach or many follow: there a client that is slow or stays costs next to nothing,
+                     while it would keep a thread, and even their loop, waiting
 WEB_THREADS          threads in each worker that has threads, default 16
 """
 

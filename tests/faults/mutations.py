@@ -57,7 +57,7 @@ MUTATIONS: Mapping[str, Mutation] = {
         new=(
             "        if state.never_started:\n"
             "            self._runtime.start(state.container_id)\n"
-            "            state = self._get_state(state.container_id)\n"
+            "            state = self._following.get_state(state.container_id)\n"
             "        if state.never_started:\n            try:\n"
         ),
         trial=Case("container_not_started", KILL),

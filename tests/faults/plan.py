@@ -21,6 +21,7 @@ REPLICAS: Mapping[str, int] = {
     "gateway": 1,
     "users": 1,
     "scheduler": 1,
+    "scheduler-logs": 1,
     "scheduler-loops": 2,
     "executor": 3,
     "postgres": 1,
@@ -30,7 +31,7 @@ REPLICAS: Mapping[str, int] = {
 }
 # Parts that stand under several names in the Compose files: one of the executors has its clock an hour ahead.
 COMPOSED: Mapping[str, Sequence[str]] = {"executor": ("executor", "executor-ahead")}
-ROLES = ("gateway", "users", "scheduler", "scheduler-loops", "executor")
+ROLES = ("gateway", "users", "scheduler", "scheduler-logs", "scheduler-loops", "executor")
 SERVERS = ("postgres", "rabbitmq", "redis")
 ENGINE = "engine"
 # Not the gateway's: its published port hangs on its network.

@@ -18,6 +18,7 @@ HTTP_PORTS = {
     "executor": 8003,
     "executor-ahead": 8003,
     "scheduler-loops": 8004,
+    "scheduler-logs": 8005,
 }
 TCP_PORTS = {"postgres": 5432, "rabbitmq": 5672, "redis": 6379}
 

@@ -23,7 +23,7 @@ from tests.integration.stack import Stack
 pytestmark = pytest.mark.faults
 
 CLIENTS = 4
-SERVED = ("scheduler", "users")
+SERVED = ("scheduler", "scheduler-logs", "users")
 LOOPS = ("scheduler-loops", "executor")
 
 
@@ -83,6 +83,8 @@ class Load:
                 response = self.client.call("POST", "/api/tasks/", json=shell("sleep 1"))
                 if response is not None:
                     self.created.append(response.json()["id"])
+            elif self.created and count % 3 == 0:
+                self.client.call("GET", f"/api/tasks/{self.created[-1]}/logs")
             else:
                 self.client.call("GET", "/api/tasks/?limit=1")
 

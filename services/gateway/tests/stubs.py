@@ -220,7 +220,7 @@ def start_gateway(services: StubServices, redis_url: str, **settings: str) -> tu
     environment = {
         "PATH": os.environ["PATH"],
         "BIND_PORT": str(port),
-        "WEB_WORKER": "services.gateway.worker.Worker",
+        "WEB_WORKER": "libs.common.gevent_worker.Worker",
         "USERS_URL": services.url,
         "SCHEDULER_URL": services.url,
         "SCHEDULER_LOOPS_URL": services.url,
