@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tests.integration.polling import wait_until
+from tests.polling import wait_until
 
 REPEATABLE = ("GET", "HEAD", "PUT", "DELETE")
 SECONDS = 60.0

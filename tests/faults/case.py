@@ -14,7 +14,7 @@ from tests.faults.crash_table import TABLE, TERMINAL, Crash, View
 from tests.faults.part import Part
 from tests.faults.verdict import describe, judge, judge_output
 from tests.faults.world import COUNTING, World, make_task
-from tests.integration.polling import wait_until
+from tests.polling import wait_until
 
 # How much longer is waited to see by how much a bound was missed.
 GRACE_SECONDS = 15.0

@@ -20,8 +20,8 @@ from docker.models.containers import Container
 from tests.faults.oracle import NANOSECONDS
 from tests.faults.plan import COMPOSED, ENGINE, REPLICAS, Fault
 from tests.faults.probes import is_there
-from tests.integration.polling import wait_until
 from tests.integration.stack import Stack
+from tests.polling import wait_until
 
 # The scripts run in a container of the loops, which is on the broker's and the database's networks.
 _OPEN_BROKER = """

@@ -15,7 +15,7 @@ from libs.common.clock import utc_now
 from tests.faults.crash_table import CUT, FREEZE, KILL, RESTART, TABLE
 from tests.faults.rules import CHECKS
 from tests.faults.world import World
-from tests.integration.polling import wait_until
+from tests.polling import wait_until
 
 # A leftover of a part that was away is removed by the reaper, within a minute.
 CLEAN_SECONDS = 90.0

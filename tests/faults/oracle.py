@@ -22,7 +22,7 @@ from docker.errors import DockerException
 from urllib3.exceptions import HTTPError
 
 from services.executor.runtime import LABEL_EXECUTOR, LABEL_INSTANCE, LABEL_RUN, LABEL_TASK
-from tests.integration.polling import wait_until
+from tests.polling import wait_until
 
 NANOSECONDS = 1_000_000_000
 

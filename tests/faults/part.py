@@ -14,7 +14,7 @@ from pathlib import Path
 
 import requests
 
-from tests.integration.polling import wait_until
+from tests.polling import wait_until
 
 READY_SECONDS = 60.0
 

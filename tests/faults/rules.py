@@ -13,7 +13,7 @@ from tests.faults.case import wait_calm
 from tests.faults.crash_table import KILL
 from tests.faults.verdict import judge, judge_output
 from tests.faults.world import COUNTING, EXECUTORS, LOOPS, World
-from tests.integration.polling import wait_until
+from tests.polling import wait_until
 
 # The shortest silence after which an engine may be given up. A lease has to run out before.
 LOST_SECONDS = 10

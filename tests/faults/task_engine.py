@@ -6,8 +6,8 @@ import docker
 from docker.errors import DockerException
 
 from tests.integration.client import IMAGE
-from tests.integration.polling import wait_until
 from tests.integration.stack import Stack
+from tests.polling import wait_until
 
 START_SECONDS = 60.0
 TIMEOUT_SECONDS = 60

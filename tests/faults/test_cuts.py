@@ -14,8 +14,8 @@ from docker.models.containers import Container
 from tests.faults.chaos import insist
 from tests.faults.work import Client
 from tests.integration.client import IMAGE, User, expect_problem, in_seconds, new_task, sign_up
-from tests.integration.polling import wait_until
 from tests.integration.stack import Stack
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.faults
 

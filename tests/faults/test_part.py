@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.part import Part
-from tests.integration.polling import wait_until
+from tests.polling import wait_until
 
 # Two processes that write as fast as they can, as gunicorn's master and worker would.
 BUSY = """

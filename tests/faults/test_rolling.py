@@ -17,8 +17,8 @@ from tests.faults.chaos import list_replicas
 from tests.faults.probes import is_there
 from tests.faults.work import Client
 from tests.integration.client import User, shell, sign_up
-from tests.integration.polling import wait_until
 from tests.integration.stack import Stack
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.faults
 

@@ -12,7 +12,7 @@ from contextlib import closing
 import pytest
 
 from tests.faults.tcp_proxy import ProxyLoop, TcpProxy
-from tests.integration.polling import wait_until
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.component
 

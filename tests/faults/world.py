@@ -35,7 +35,7 @@ from tests.faults.oracle import Journal
 from tests.faults.part import Part, find_free_port
 from tests.faults.tcp_proxy import ProxyLoop, TcpProxy
 from tests.faults.users_stub import UsersStub
-from tests.integration.polling import wait_until
+from tests.polling import wait_until
 from tests.servers import Database
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
-from tests.integration.polling import wait_until
+from tests.polling import wait_until
 
 IMAGE = "busybox:latest"
 PASSWORD = "correct horse battery"

@@ -13,8 +13,8 @@ import pytest
 import requests
 
 from tests.integration.client import IMAGE, Api, User, log_in, sign_up
-from tests.integration.polling import wait_until
 from tests.integration.stack import REPOSITORY, Stack, open_stack
+from tests.polling import wait_until
 
 
 @pytest.fixture(scope="session")

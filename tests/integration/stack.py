@@ -16,7 +16,7 @@ import requests
 from docker.models.containers import Container
 
 from deploy.environment import gateway_url, read_settings
-from tests.integration.polling import wait_until
+from tests.polling import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 READY_SECONDS = 60.0

@@ -7,9 +7,9 @@ import pytest
 
 from tests.integration.client import User, expect, expect_problem, in_seconds, shell
 from tests.integration.conftest import Registry
-from tests.integration.polling import wait_until
 from tests.integration.slow_registry import SlowRegistry
 from tests.integration.stack import Stack
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.integration
 

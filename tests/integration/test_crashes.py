@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from tests.integration.client import Api, User, expect, expect_problem, in_seconds, new_task, shell, sign_up
-from tests.integration.polling import wait_until
 from tests.integration.stack import Stack
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.integration
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from tests.integration.client import Api, User, expect, shell
-from tests.integration.polling import wait_until
 from tests.integration.stack import Stack
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.integration
 

@@ -8,9 +8,9 @@ import uuid
 import pytest
 
 from tests.integration.client import User
-from tests.integration.polling import wait_until
 from tests.integration.stack import Stack
 from tests.integration.test_observability import READ
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.integration
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.integration.client import Api, User, expect, expect_problem, new_task, shell
-from tests.integration.polling import wait_until
 from tests.integration.stack import INSIDE_URLS, Stack
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.integration
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.integration.client import Api, User, expect, expect_problem, in_seconds, shell, sign_up
 from tests.integration.events import Stream, cancel, follow, read_text
-from tests.integration.polling import wait_until
 from tests.integration.stack import Stack
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.integration
 

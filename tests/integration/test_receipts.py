@@ -6,8 +6,8 @@ import pytest
 
 from tests.integration.client import User, expect, expect_problem, shell, to_time
 from tests.integration.conftest import Registry
-from tests.integration.polling import wait_until
 from tests.integration.stack import Stack
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.integration
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from tests.integration.client import User, expect, expect_problem, in_seconds, new_task, shell, to_time
-from tests.integration.polling import wait_until
 from tests.integration.stack import Stack
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.integration
 

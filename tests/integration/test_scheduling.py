@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.integration.client import Api, User, expect, expect_problem, in_seconds, new_task, sign_up, to_time
-from tests.integration.polling import wait_until
 from tests.integration.stack import Stack
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.integration
 

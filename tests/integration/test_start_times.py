@@ -7,7 +7,7 @@ import pytest
 
 from tests.integration.client import User, in_seconds, to_text, to_time
 from tests.integration.conftest import Registry
-from tests.integration.polling import wait_until
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.integration
 

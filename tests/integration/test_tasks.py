@@ -17,8 +17,8 @@ from tests.integration.client import (
     sign_up,
     to_time,
 )
-from tests.integration.polling import wait_until
 from tests.integration.stack import Stack
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.integration
 

@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import HMACAlgorithm, RSAAlgorithm
 
 from tests.integration.client import Api, User, expect, expect_problem
-from tests.integration.polling import wait_until
 from tests.integration.stack import REPOSITORY
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.integration
 

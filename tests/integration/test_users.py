@@ -16,7 +16,7 @@ from tests.integration.client import (
     new_signup,
     sign_up,
 )
-from tests.integration.polling import wait_until
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.integration
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pika
@@ -22,6 +21,7 @@ from libs.common.topology import (
     declare_topology,
     run_queue,
 )
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.component
 
@@ -83,13 +83,6 @@ def harness(broker_url: str) -> Iterator[Harness]:
     harness = Harness(broker_url)
     yield harness
     harness.close()
-
-
-def wait_until(done: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.02)
 
 
 def take(deliveries: queue.Queue[Delivery]) -> Delivery:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from libs.common.failpoints import Failpoints, choose_reach
-from tests.integration.polling import wait_until
+from tests.polling import wait_until
 
 
 def test_a_process_that_passes_an_armed_failpoint_says_so_and_waits_until_it_is_let_go(tmp_path: Path):

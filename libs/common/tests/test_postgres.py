@@ -13,7 +13,7 @@ import pytest
 from psycopg_pool import PoolTimeout
 
 from libs.common.postgres import Connection, DatabaseSilent, Pool, in_transaction, load_queries, open_pool, ping
-from tests.integration.polling import wait_until
+from tests.polling import wait_until
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.polling import wait_until
+
 pytestmark = pytest.mark.component
 
 ROOT = Path(__file__).parents[3]
@@ -28,13 +30,6 @@ def slow_app(environ, start_response):
         time.sleep(2)
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"done"]
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ import pika
 from libs.common.messages import RunMessage
 from libs.common.topology import DEAD_QUEUE, DEFAULT_POOL, RUNS_QUEUE, declare_topology, run_queue
 from services.executor import runtime as rt
-from services.executor.tests.fake_scheduler import TOKEN, FakeScheduler, Row, serve, wait_until
+from services.executor.tests.fake_scheduler import TOKEN, FakeScheduler, Row, serve
+from tests.polling import wait_until
 
 ROOT = Path(__file__).parents[3]
 START_SECONDS = 30.0

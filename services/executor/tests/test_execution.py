@@ -21,8 +21,8 @@ from services.executor.spec import StoredOutput
 from services.executor.spool import Spool
 from services.executor.tests.builders import BOOT_ID, make_run, make_settings, make_spec
 from services.executor.tests.fake_runtime import FakeContainer, FakeEngine, FakeRuntime, Program
-from services.executor.tests.fake_scheduler import wait_until
 from services.executor.tools import Tools
+from tests.polling import wait_until
 
 
 class FakeReporter:

@@ -29,7 +29,8 @@ from services.executor.tests.fake_engine.faults import (
 )
 from services.executor.tests.fake_engine.stand import MOST_LOST_RUNS, Stand
 from services.executor.tests.fake_runtime import Program
-from services.executor.tests.fake_scheduler import Row, wait_until
+from services.executor.tests.fake_scheduler import Row
+from tests.polling import wait_until
 
 HELLO = Program([("stdout", b"hello"), ("stderr", b"hm")])
 ENDLESS = Program([("stdout", b"hello")], runs_on=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from services.executor.output import LOSS_MARK
-from services.executor.tests.fake_scheduler import wait_until
 from services.executor.tests.stand import ROOT, Stand, ends, read, read_metric, read_status
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.component
 

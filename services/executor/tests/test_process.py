@@ -15,8 +15,8 @@ from libs.common.messages import RunMessage
 from libs.common.topology import DEAD_QUEUE, RUNS_QUEUE
 from services.executor.tests.fake_engine.daemon import FakeDaemon
 from services.executor.tests.fake_runtime import Program
-from services.executor.tests.fake_scheduler import wait_until
 from services.executor.tests.stand import ROOT, Stand, ends, read, read_status
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.component
 

@@ -21,7 +21,7 @@ from services.executor.reaper import (
     Reaper,
 )
 from services.executor.tests.fake_runtime import FakeContainer, FakeEngine, FakeRuntime, Program
-from services.executor.tests.fake_scheduler import wait_until
+from tests.polling import wait_until
 
 RUN_ID = "6f1c1c0e-4b0e-4f0e-8a1e-0a4b6f1c1c0e"
 

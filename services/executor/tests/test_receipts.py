@@ -15,8 +15,8 @@ from services.executor.meter import UNKNOWN, Meter, Usage
 from services.executor.stopper import Stopper
 from services.executor.tests.builders import make_run, make_settings, make_spec
 from services.executor.tests.fake_runtime import FakeContainer, FakeRuntime, Program
-from services.executor.tests.fake_scheduler import wait_until
 from services.executor.tests.test_execution import Bench
+from tests.polling import wait_until
 
 
 class FixedMeter(Meter):

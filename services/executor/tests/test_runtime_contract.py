@@ -20,7 +20,7 @@ from services.executor import runtime as rt
 from services.executor.docker_runtime import DockerRuntime
 from services.executor.tests.fake_engine.daemon import FakeDaemon
 from services.executor.tests.fake_runtime import FakeEngine, FakeRuntime
-from services.executor.tests.fake_scheduler import wait_until
+from tests.polling import wait_until
 
 DOCKER_HOST = "unix:///var/run/docker.sock"
 INSTANCE = f"contract-{uuid.uuid4().hex[:8]}"

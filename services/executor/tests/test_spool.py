@@ -17,7 +17,7 @@ from services.executor.output import CHUNK_BYTES, LOSS_MARK, Output
 from services.executor.spec import StoredOutput
 from services.executor.spool import SUSPECT_AGE_SECONDS, Spool, decode, encode
 from services.executor.tests.builders import make_run
-from services.executor.tests.fake_scheduler import wait_until
+from tests.polling import wait_until
 
 ENDED_AT = datetime(2027, 1, 1, tzinfo=UTC)
 

@@ -18,7 +18,8 @@ from services.executor.outcome import Outcome
 from services.executor.output import CHUNK_BYTES
 from services.executor.scheduler_client import Replaced, SchedulerAway
 from services.executor.sync import Adoption, Identity, Sync
-from services.executor.tests.fake_scheduler import FakeScheduler, Row, wait_until
+from services.executor.tests.fake_scheduler import FakeScheduler, Row
+from tests.polling import wait_until
 
 
 class FakeListener:

@@ -25,18 +25,11 @@ import requests
 from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
+from tests.polling import wait_until
+
 REPOSITORY = Path(__file__).parents[3]
 INTERNAL_TOKEN = "service-token"
 START_SECONDS = 20
-
-
-def wait_until(condition: Callable[[], Any], *, seconds: float = 5.0) -> Any:
-    """The condition's first true value; an AssertionError when the time is over."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.01)
-    return value
 
 
 class TokenMaker:

@@ -9,14 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from services.gateway.tests.stubs import (
-    StubHandler,
-    StubServices,
-    TokenMaker,
-    running_gateway,
-    unique,
-    wait_until,
-)
+from services.gateway.tests.stubs import StubHandler, StubServices, TokenMaker, running_gateway, unique
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.component
 

@@ -12,15 +12,8 @@ import requests
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from services.gateway.tests.stubs import (
-    StubHandler,
-    StubServices,
-    Switch,
-    TokenMaker,
-    running_gateway,
-    unique,
-    wait_until,
-)
+from services.gateway.tests.stubs import StubHandler, StubServices, Switch, TokenMaker, running_gateway, unique
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.component
 

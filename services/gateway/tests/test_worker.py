@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from services.gateway.tests.stubs import StubHandler, StubServices, start_gateway, wait_until
+from services.gateway.tests.stubs import StubHandler, StubServices, start_gateway
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.component
 

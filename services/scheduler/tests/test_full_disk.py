@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -18,6 +16,7 @@ from libs.common.postgres import open_pool
 from services.scheduler.dispatch import DispatchConfig, Dispatcher
 from services.scheduler.tests.conftest import ApiClient
 from services.scheduler.tests.executors import FakeExecutor
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.component
 
@@ -32,13 +31,6 @@ def pool(small_postgres):
     migrate(dsn, service="scheduler", password=Secret(PASSWORD))
     with open_pool(make_conninfo(dsn, user="scheduler", password=PASSWORD), name="test", max_size=4) as opened:
         yield opened
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.2)
 
 
 def create(user: ApiClient):
@@ -71,7 +63,7 @@ def test_a_database_whose_disk_is_full_refuses_with_503_and_loses_nothing(
     assert report.status_code in (200, 503)
 
     container.exec_run(["sh", "-c", "rm $PGDATA/ballast"], user="999")
-    wait_until(lambda: create(user).status_code == 201)
+    wait_until(lambda: create(user).status_code == 201, 60.0)
 
     # What ran meanwhile is reported as if nothing had been.
     executor.finish(run_id, result=b"done")

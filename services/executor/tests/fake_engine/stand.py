@@ -33,8 +33,9 @@ from services.executor.sync import Identity, Sync
 from services.executor.tests.builders import BOOT_ID, make_settings
 from services.executor.tests.fake_engine.daemon import FakeDaemon
 from services.executor.tests.fake_runtime import FakeContainer, Program
-from services.executor.tests.fake_scheduler import FakeScheduler, Row, wait_until
+from services.executor.tests.fake_scheduler import FakeScheduler, Row
 from services.executor.tools import Tools
+from tests.polling import wait_until
 
 SLOTS = 2
 CALL_SECONDS = 0.3

@@ -9,7 +9,9 @@ from typing import TypeVar
 Value = TypeVar("Value")
 
 
-def wait_until(condition: Callable[[], Value], *, what: str, seconds: float = 20.0, every: float = 0.05) -> Value:
+def wait_until(
+    condition: Callable[[], Value], seconds: float = 20.0, what: str = "it came true", *, every: float = 0.02
+) -> Value:
     """The condition's first true value; an AssertionError that says `what` didn't happen when the time is over."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
