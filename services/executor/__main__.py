@@ -34,7 +34,8 @@ from services.executor.scheduler_client import SchedulerClient
 from services.executor.slots import Duties, Slots
 from services.executor.spool import Spool
 from services.executor.stopper import Stopper
-from services.executor.sync import Identity, Sync
+from services.executor.sync import Sync
+from services.executor.sync_request import Identity
 from services.executor.tools import Tools
 
 log = structlog.get_logger()

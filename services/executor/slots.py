@@ -18,7 +18,8 @@ from services.executor.held_run import HeldRun
 from services.executor.metrics import ADOPTED, CLAIMS_REFUSED, DEAD_LETTERED
 from services.executor.prefetch import Prefetcher
 from services.executor.stopper import Stopper
-from services.executor.sync import Adoption, Claim, Sync
+from services.executor.sync import Adoption, Sync
+from services.executor.sync_request import Claim
 from services.executor.tools import Tools
 
 log = structlog.get_logger()

@@ -10,22 +10,21 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import UUID
 
 import structlog
 
 from libs.common import failpoints
 from libs.common.clock import utc_now
-from libs.common.topology import DEFAULT_POOL
-from services.executor.held_run import FinishedReport, HeldRun, StartedReport, lease_clock
+from services.executor.held_run import FinishedReport, HeldRun, StartedReport
 from services.executor.metrics import SYNC_DURATION
-from services.executor.output import CAP_BYTES, CHUNK_BYTES, Output
-from services.executor.report_fields import chunk_fields, finished_fields, started_fields, unusable_fields
+from services.executor.output import CAP_BYTES, Output
 from services.executor.scheduler_client import JsonObject, Replaced, SchedulerAway
 from services.executor.spec import StoredOutput, TaskSpec, read_stored_output, read_task_spec
+from services.executor.sync_request import Claim, Identity, Request, build_request
 
 log = structlog.get_logger()
 
@@ -40,10 +39,6 @@ GATHER_SECONDS = 0.02
 FIRST_BACKOFF_SECONDS = 0.2
 LAST_BACKOFF_SECONDS = 5.0
 
-# A request stays below 1 MiB, the services' limit on a body: base64 makes four bytes of three.
-OUTPUT_BUDGET_BYTES = 5 * CHUNK_BYTES
-RESULTS_BUDGET_BYTES = 288 * 1024
-
 QUESTIONS_AT_ONCE = 200
 QUESTIONS_KEPT = 5000
 
@@ -54,33 +49,11 @@ Post = Callable[[JsonObject], JsonObject]
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """Who asks: `boot_id` is new with every start of the process."""
-
-    executor_id: str
-    boot_id: str
-    engine_id: str
-    host: str
-    slots: int
-    pools: Sequence[str] = (DEFAULT_POOL,)
-
-
-@dataclass(frozen=True, slots=True)
 class Adoption:
     """A run that the scheduler gives to this executor because its former holder is gone."""
 
     run: HeldRun
     was_running: bool
-
-
-@dataclass(slots=True)
-class Claim:
-    """One question, answered once: `run` is None when the run isn't to be had."""
-
-    run_id: UUID
-    answered: threading.Event = field(default_factory=threading.Event)
-    run: HeldRun | None = None
-    refusal: str | None = None
 
 
 class Listener(Protocol):
@@ -95,18 +68,6 @@ class Listener(Protocol):
     def replaced(self) -> None: ...
 
     def drain_changed(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    sent_at: float
-    claims: Sequence[Claim]
-    held: Sequence[HeldRun]
-    started: Sequence[tuple[HeldRun, StartedReport]]
-    finished: Sequence[HeldRun]
-    unusable: Sequence[tuple[str, int]]
-    questions: Sequence[str]
-    body: JsonObject
 
 
 class Sync:
@@ -301,55 +262,30 @@ class Sync:
             while not self._ended and (left := self._due - time.monotonic()) > 0:
                 self._condition.wait(left)
 
-    def _build(self) -> _Request:
+    def _build(self) -> Request:
         now = time.monotonic()
         with self._condition:
             claims = list(self._claims.values())
             held = list(self._held.values())
             unusable = list(self._unusable)
             asked = [run_id for run_id, answer in self._questions.items() if answer is None]
-            questions = asked[:QUESTIONS_AT_ONCE]
             waiting = [run.started.due for run in held if run.started is not None and run.started.due > now]
             self._due = min([now + (BUSY_INTERVAL_SECONDS if held else IDLE_INTERVAL_SECONDS), *waiting])
-        logs = _take_output(held)
-        if logs:
+        request = build_request(
+            self._identity,
+            claims=claims,
+            held=held,
+            unusable=unusable,
+            questions=asked[:QUESTIONS_AT_ONCE],
+            now=now,
+        )
+        if request.body["logs"]:
             self._output_sent_at = now
         if any(not run.output.drained for run in held):
             self.wake()
-        finished = _take_finished(held)
-        started = [(run, run.started) for run in held if run.started is not None and run.started.due <= now]
-        body = {
-            "executor": {
-                "id": self._identity.executor_id,
-                "bootId": self._identity.boot_id,
-                "engineId": self._identity.engine_id,
-                "host": self._identity.host,
-                "slots": self._identity.slots,
-                "pools": list(self._identity.pools),
-                "running": sum(run.finished is None for run in held),
-            },
-            "claims": [{"runId": str(claim.run_id)} for claim in claims],
-            "held": [{"runId": str(run.spec.run_id), "epoch": run.epoch, "pulling": run.pulling} for run in held],
-            "reports": [
-                *(started_fields(run, report) for run, report in started),
-                *(finished_fields(run) for run in finished),
-                *(unusable_fields(run_id, epoch) for run_id, epoch in unusable),
-            ],
-            "logs": logs,
-            "questions": [{"runId": run_id} for run_id in questions],
-        }
-        return _Request(
-            sent_at=lease_clock(),
-            claims=claims,
-            held=held,
-            started=started,
-            finished=finished,
-            unusable=unusable,
-            questions=questions,
-            body=body,
-        )
+        return request
 
-    def _apply(self, request: _Request, answer: JsonObject) -> None:
+    def _apply(self, request: Request, answer: JsonObject) -> None:
         self._note_drain(draining=bool(answer.get("draining")))
         released = {(each["runId"], each["epoch"]) for each in answer.get("released") or ()}
         settled = {(each["runId"], each["epoch"], each["event"]): each for each in answer.get("reports") or ()}
@@ -376,7 +312,7 @@ class Sync:
             log.info("executor_drains" if draining else "executor_takes_runs_again")
             self._listener.drain_changed()
 
-    def _settle(self, request: _Request, settled: Mapping[tuple[str, int, str], JsonObject]) -> None:
+    def _settle(self, request: Request, settled: Mapping[tuple[str, int, str], JsonObject]) -> None:
         for run, report in request.started:
             if (*run.key, "started") in settled and run.started is report:
                 run.started = None
@@ -398,7 +334,7 @@ class Sync:
         self.let_go(run)
         run.release()
 
-    def _answer_claims(self, request: _Request, answer: JsonObject) -> None:
+    def _answer_claims(self, request: Request, answer: JsonObject) -> None:
         asked = {str(claim.run_id): claim for claim in request.claims}
         for each in answer.get("claims") or ():
             claim = asked.get(each["runId"])
@@ -475,27 +411,3 @@ class Sync:
     def _output_pending(self) -> None:
         next_at = self._output_sent_at + OUTPUT_EVERY_SECONDS
         self.wake(max(OUTPUT_SOON_SECONDS, next_at - time.monotonic()))
-
-
-def _take_output(held: Sequence[HeldRun]) -> list[dict[str, Any]]:
-    budget = OUTPUT_BUDGET_BYTES
-    taken: list[dict[str, Any]] = []
-    # What ends goes first, so that its report doesn't wait for the output of the others.
-    for run in sorted(held, key=lambda each: each.finished is None):
-        for chunk in run.output.take(budget):
-            budget -= len(chunk.data)
-            taken.append(chunk_fields(run, chunk))
-    return taken
-
-
-def _take_finished(held: Sequence[HeldRun]) -> list[HeldRun]:
-    """Those whose output is all in this request or stored already, within the budget, but at least one."""
-    ready = [run for run in held if run.finished is not None and run.output.drained]
-    taken: list[HeldRun] = []
-    size = 0
-    for run in ready:
-        size += len(run.finished.result or b"") if run.finished else 0
-        if taken and size > RESULTS_BUDGET_BYTES:
-            break
-        taken.append(run)
-    return taken

@@ -17,7 +17,8 @@ from services.executor.held_run import FinishedReport, HeldRun, StartedReport
 from services.executor.outcome import Outcome
 from services.executor.output import CHUNK_BYTES
 from services.executor.scheduler_client import Replaced, SchedulerAway
-from services.executor.sync import Adoption, Identity, Sync
+from services.executor.sync import Adoption, Sync
+from services.executor.sync_request import Identity
 from services.executor.tests.fake_scheduler import FakeScheduler, Row
 from tests.polling import wait_until
 

@@ -29,7 +29,8 @@ from services.executor.reaper import Reaper
 from services.executor.slots import Duties, Slots
 from services.executor.spool import Spool
 from services.executor.stopper import Stopper
-from services.executor.sync import Identity, Sync
+from services.executor.sync import Sync
+from services.executor.sync_request import Identity
 from services.executor.tests.builders import BOOT_ID, make_settings
 from services.executor.tests.fake_engine.daemon import FakeDaemon
 from services.executor.tests.fake_runtime import FakeContainer, Program
