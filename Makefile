@@ -64,7 +64,7 @@ test: $(VENV_STAMP) ## Run all tests, against real servers and a composed system
 	@deploy/with_test_stack.sh $(BIN)/pytest --numprocesses 2 libs services deploy tests $(ARGS)
 
 test-unit: $(VENV_STAMP) ## Run the tests that need nothing: seconds
-	@$(BIN)/pytest libs services deploy tests -m '$(UNIT)' $(ARGS)
+	@$(BIN)/pytest --numprocesses 2 libs services deploy tests -m '$(UNIT)' $(ARGS)
 
 test-component: $(VENV_STAMP) ## Run the tests against real servers in containers
 	@deploy/engine.sh

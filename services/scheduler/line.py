@@ -25,15 +25,29 @@ FRESH_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Each pool's capacity, how many tasks of each user and of each of their groups are under way, and quotas."""
+    """Each pool's capacity, how many tasks of each user and of each of their groups are under way, and quotas.
+
+    `default_running` is the quota of users without one of their own.
+    """
 
     capacities: Mapping[str, Capacity] = field(default_factory=dict)
     of_user: Mapping[UUID, int] = field(default_factory=dict)
     of_group: Mapping[tuple[UUID, str], int] = field(default_factory=dict)
     quotas: Mapping[UUID, int] = field(default_factory=dict)
+    default_running: int | None = None
 
     def get_capacity(self, pool: str) -> Capacity:
         return self.capacities.get(pool) or Capacity(0, 0, 0, pool=pool)
+
+    def get_hold(self, task: Task) -> Hold:
+        """What may hold the task back besides those before it."""
+        return Hold(
+            quota=self.quotas.get(task.user_id, self.default_running),
+            user_runs=self.of_user.get(task.user_id, 0),
+            concurrency_key=task.concurrency_key,
+            concurrency_limit=task.concurrency_limit,
+            group_runs=self.of_group.get((task.user_id, task.concurrency_key), 0),
+        )
 
 
 class Line:
@@ -46,21 +60,13 @@ class Line:
         self._read_at = float("-inf")
 
     def read(self) -> Snapshot:
+        """Over a connection of its own: read it before another one is held, or all may wait for each other's."""
         if time.monotonic() - self._read_at > FRESH_SECONDS:
-            self._snapshot = on_connection(self._pool, _read_snapshot)
+            self._snapshot = on_connection(
+                self._pool, lambda connection: _read_snapshot(connection, self._default_running)
+            )
             self._read_at = time.monotonic()
         return self._snapshot
-
-    def get_hold(self, task: Task) -> Hold:
-        """What may hold the task back besides those before it."""
-        snapshot = self.read()
-        return Hold(
-            quota=snapshot.quotas.get(task.user_id, self._default_running),
-            user_runs=snapshot.of_user.get(task.user_id, 0),
-            concurrency_key=task.concurrency_key,
-            concurrency_limit=task.concurrency_limit,
-            group_runs=snapshot.of_group.get((task.user_id, task.concurrency_key), 0),
-        )
 
     def count_ahead(self, task: Task) -> int:
         """How many tasks go before this one that is due, as far as can be told now; at most BEYOND."""
@@ -77,7 +83,7 @@ def waits_in_line(task: Task, hold: Hold) -> bool:
     return task.status == TaskStatus.PENDING and not hold.is_over_quota and not hold.is_group_full
 
 
-def _read_snapshot(connection: Connection) -> Snapshot:
+def _read_snapshot(connection: Connection, default_running: int | None) -> Snapshot:
     with connection.cursor(row_factory=class_row(Capacity)) as cursor:
         capacities = cursor.execute(QUERIES["list_capacities"], {"seen_within": EXECUTOR_SEEN_WITHIN}).fetchall()
     of_user: Counter[UUID] = Counter()
@@ -91,6 +97,7 @@ def _read_snapshot(connection: Connection) -> Snapshot:
         of_user=of_user,
         of_group=of_group,
         quotas={row["user_id"]: row["running"] for row in quotas},
+        default_running=default_running,
     )
 
 

@@ -20,7 +20,7 @@ from libs.common.tokens import Identity
 from services.scheduler import store
 from services.scheduler.idempotency import Answer, Once
 from services.scheduler.images import is_image_allowed
-from services.scheduler.line import BEYOND, Line, waits_in_line
+from services.scheduler.line import BEYOND, Line, Snapshot, waits_in_line
 from services.scheduler.metrics import TASKS_CREATED
 from services.scheduler.output import decode_result
 from services.scheduler.quotas import Quotas
@@ -121,13 +121,12 @@ class Tasks:
     def insert_once(self, once: OnceCreated, make: Callable[[Connection], Sequence[NewTask]]) -> Answer:
         """Insert what `make` gives, and announce it when it is committed. Raises as `insert`."""
         created: list[Task] = []
-        # It may have to be read from the database, and that is better done before another connection is held.
-        self._line.read()
+        line = self._line.read()
 
         def work(connection: Connection) -> list[dict[str, Any]]:
             failpoints.reach("task_not_committed")
             created[:] = self.insert(connection, make(connection))
-            return self.views(created)
+            return [_to_view(task, _decide_waiting(task, line)) for task in created]
 
         answer = once.run(self._pool, work)
         failpoints.reach("task_committed")
@@ -220,35 +219,20 @@ class Tasks:
 
     def views(self, tasks: Sequence[Task]) -> list[dict[str, Any]]:
         """The tasks as the API shows them."""
-        return [self._view(task) for task in tasks]
+        line = self._line.read()
+        return [_to_view(task, _decide_waiting(task, line)) for task in tasks]
 
     def _view(self, task: Task) -> dict[str, Any]:
-        return _to_view(task, self._decide_waiting(task))
+        return _to_view(task, _decide_waiting(task, self._line.read()))
 
     def _view_in_line(self, task: Task) -> dict[str, Any]:
         """With its place in the line, which is counted: for who asks for one task."""
-        if task.due_at > utc_now() or not waits_in_line(task, self._line.get_hold(task)):
-            return self._view(task)
+        line = self._line.read()
+        if task.due_at > utc_now() or not waits_in_line(task, line.get_hold(task)):
+            return _to_view(task, _decide_waiting(task, line))
         ahead = self._line.count_ahead(task)
-        return _to_view(task, self._decide_waiting(task, ahead=ahead), position=min(ahead + 1, BEYOND))
-
-    def _decide_waiting(self, task: Task, *, ahead: int | None = None) -> Waiting | None:
-        if task.status not in (TaskStatus.PENDING, TaskStatus.QUEUED):
-            return None
-        return decide_waiting(
-            status=TaskStatus(task.status),
-            due_at=task.due_at,
-            attempts=task.attempts,
-            max_attempts=task.max_attempts,
-            lost_count=task.lost_count,
-            run_status=None if task.run_status is None else RunStatus(task.run_status),
-            is_published=bool(task.run_published),
-            is_pulling=bool(task.run_pulling),
-            capacity=self._line.read().get_capacity(task.pool),
-            hold=self._line.get_hold(task),
-            ahead=ahead,
-            now=utc_now(),
-        )
+        waiting = _decide_waiting(task, line, ahead=ahead)
+        return _to_view(task, waiting, position=min(ahead + 1, BEYOND))
 
 
 def _lock_own(connection: Connection, identity: Identity, task_id: UUID) -> store.LockedTask:
@@ -322,6 +306,25 @@ def _check_operator_limits(new: NewTask, limits: OperatorLimits) -> dict[str, li
 
 def _to_concurrency(task: Task) -> dict[str, Any] | None:
     return {"key": task.concurrency_key, "limit": task.concurrency_limit} if task.concurrency_key else None
+
+
+def _decide_waiting(task: Task, line: Snapshot, *, ahead: int | None = None) -> Waiting | None:
+    if task.status not in (TaskStatus.PENDING, TaskStatus.QUEUED):
+        return None
+    return decide_waiting(
+        status=TaskStatus(task.status),
+        due_at=task.due_at,
+        attempts=task.attempts,
+        max_attempts=task.max_attempts,
+        lost_count=task.lost_count,
+        run_status=None if task.run_status is None else RunStatus(task.run_status),
+        is_published=bool(task.run_published),
+        is_pulling=bool(task.run_pulling),
+        capacity=line.get_capacity(task.pool),
+        hold=line.get_hold(task),
+        ahead=ahead,
+        now=utc_now(),
+    )
 
 
 def _to_view(task: Task, waiting: Waiting | None, *, position: int | None = None) -> dict[str, Any]:
