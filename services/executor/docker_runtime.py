@@ -32,6 +32,8 @@ from services.executor.frames import FrameReader
 
 # A create or a start on a loaded machine may take long; giving up on it early would only add doubt.
 CALL_TIMEOUT_SECONDS = 120
+# To say what it remembers costs an engine nothing.
+LOOK_TIMEOUT_SECONDS = 10
 READ_BYTES = 64 * 1024
 # How long after an exit the engine may still learn why.
 LATE_EVENT_SECONDS = 1.0
@@ -334,7 +336,7 @@ class DockerRuntime:
             "filters": json.dumps({"container": [state.container_id], "event": ["oom"]}),
         }
         response = client.get(
-            f"{client.base_url}/v{client.api_version}/events", params=params, timeout=CALL_TIMEOUT_SECONDS
+            f"{client.base_url}/v{client.api_version}/events", params=params, timeout=LOOK_TIMEOUT_SECONDS
         )
         return response.status_code == 200 and bool(response.content.strip())
 

@@ -107,7 +107,7 @@ def _exit_message(code: int, memory_mb: int, stderr_tail: str) -> str:
     text = f"The command ended with exit code {code}{_name_signal(code)}"
     if code == SIGNAL_EXIT + Signals.SIGKILL:
         # The engine doesn't see it when memory runs out in the first moments of a run.
-        text = f"{text}; if it didn't kill itself, its {memory_mb} MB of memory were not enough"
+        text = f"{text}; if nobody sent that signal, {memory_mb} MB of memory were too little"
     last_words = _last_words(stderr_tail)
     return (
         f"{text}. Its last words on stderr: {last_words}" if last_words else f"{text}. It wrote nothing on stderr."

@@ -23,7 +23,7 @@ def test_exit_code_zero_is_completed():
     [
         ({"exit_code": 3}, "boom\n", None, "exit_nonzero", "boom"),
         ({"exit_code": 3}, "", None, "exit_nonzero", "nothing on stderr"),
-        ({"exit_code": 137}, "", None, "exit_nonzero", "(killed by SIGKILL); if it didn't kill itself, its 32 MB"),
+        ({"exit_code": 137}, "", None, "exit_nonzero", "(killed by SIGKILL); if nobody sent that signal, 32 MB"),
         ({"exit_code": 139}, "", None, "exit_nonzero", "SIGSEGV"),
         ({"exit_code": 255}, "", None, "exit_nonzero", "exit code 255."),
         ({"exit_code": 137, "oom_killed": True}, "", None, "oom_killed", "memoryMb"),

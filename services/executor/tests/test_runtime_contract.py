@@ -233,7 +233,7 @@ def test_an_engine_that_is_not_there_is_unavailable():
     [(500, rt.EngineFault), (503, rt.EngineUnavailable), (400, rt.EngineRefused), (409, rt.NameTaken)],
 )
 def test_an_engines_answer_says_whether_another_try_may_go_better(tmp_path: Path, status: int, failure: type):
-    with _answering(tmp_path / "docker.sock", status) as docker_host:
+    with _answering(tmp_path / "docker.sock", posts=status) as docker_host:
         runtime = DockerRuntime(docker_host)
 
         with pytest.raises(rt.RuntimeFailure) as raised:
@@ -243,19 +243,46 @@ def test_an_engines_answer_says_whether_another_try_may_go_better(tmp_path: Path
         runtime.close()
 
 
+@pytest.mark.parametrize(
+    ("exit_code", "events", "oom_killed"),
+    [(137, {"Action": "oom"}, True), (137, None, False), (1, {"Action": "oom"}, False)],
+)
+def test_an_engine_that_heard_of_it_after_the_exit_tells_an_event_only(
+    tmp_path: Path, exit_code: int, events: Mapping[str, str] | None, oom_killed: bool
+):
+    state = {
+        "Status": "exited",
+        "ExitCode": exit_code,
+        "OOMKilled": False,
+        "Error": "",
+        "StartedAt": "2026-01-01T00:00:00.1Z",
+        "FinishedAt": "2026-01-01T00:00:00.2Z",
+    }
+    container = {"Id": "c1", "Image": "i1", "Config": {}, "State": state}
+
+    with _answering(tmp_path / "docker.sock", gets={"/containers/": container, "/events": events}) as docker_host:
+        runtime = DockerRuntime(docker_host)
+
+        assert _find(runtime, "c1").oom_killed is oom_killed
+
+        runtime.close()
+
+
 @contextmanager
-def _answering(path: Path, status: int) -> Iterator[str]:
-    """An engine that says its version, and answers everything else with this status."""
+def _answering(path: Path, *, posts: int = 200, gets: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """An engine that answers a GET by a part of its path, else with its version, and a POST with this status."""
+    bodies = gets or {}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(200, {"ApiVersion": "1.41"})
+            part = next((each for each in bodies if each in self.path), "")
+            self._send(200, bodies.get(part, {"ApiVersion": "1.41"}))
 
         def do_POST(self) -> None:
-            self._send(status, {"message": "no"})
+            self._send(posts, {"message": "no"})
 
-        def _send(self, code: int, body: Mapping[str, str]) -> None:
-            data = json.dumps(body).encode()
+        def _send(self, code: int, body: Any) -> None:
+            data = b"" if body is None else json.dumps(body).encode()
             self.send_response(code)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
@@ -272,9 +299,11 @@ def _answering(path: Path, status: int) -> Iterator[str]:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"unix://{path}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"unix://{path}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def _ignore(_end: rt.Interrupt) -> None:
