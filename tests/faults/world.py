@@ -248,7 +248,14 @@ class World:
     def _make_network(self) -> None:
         """As the executor would, but small: the engine has room for some thirty of its usual size."""
         network = task_network(
-            GuardSettings(instance=self.instance, network=f"{self.instance}-tasks", image="", allow=(), deny=())
+            GuardSettings(
+                instance=self.instance,
+                executor_id="",
+                network=f"{self.instance}-tasks",
+                image="",
+                allow=(),
+                deny=(),
+            )
         )
         options = {
             "com.docker.network.bridge.name": network.bridge,
