@@ -161,7 +161,7 @@ class DockerRuntime:
             self._client.start(container_id)
         except docker.errors.APIError as error:
             text = _explain(error)
-            if error.status_code == 404 and "no such container" in text.lower():
+            if (error.status_code == 404 and "no such container" in text.lower()) or _is_being_removed(text):
                 raise rt.ContainerGone(text) from error
             if _is_command_fault(text):
                 raise rt.CommandRefused(text) from error
@@ -362,7 +362,7 @@ class DockerRuntime:
             return response
         with closing(response):
             text = _read_message(response)
-        if response.status_code == 404:
+        if response.status_code == 404 or _is_being_removed(text):
             raise rt.ContainerGone(text)
         raise rt.EngineRefused(text)
 
@@ -571,6 +571,11 @@ def _explain(error: docker.errors.APIError) -> str:
 
 def _is_other_version(error: docker.errors.APIError) -> bool:
     return error.status_code == 400 and "client version" in _explain(error)
+
+
+def _is_being_removed(text: str) -> bool:
+    """Its name can still be found; nothing else of it can be had any more."""
+    return "marked for removal" in text.lower()
 
 
 def _is_command_fault(text: str) -> bool:

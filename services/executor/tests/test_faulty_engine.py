@@ -385,6 +385,18 @@ def test_an_end_that_is_seen_beside_broken_connections_only_is_not_believed_and_
     assert stand.starts(row) == MOST_LOST_RUNS
 
 
+@pytest.mark.parametrize("status", [409, 500])
+def test_a_container_that_is_just_being_removed_is_gone(stand: Stand, status: int):
+    script, runtime = stand.daemon.script, stand.open_runtime()
+    script.once("start", answers(status, "container is marked for removal and cannot be started"))
+    script.once("logs", answers(status, "can not get logs from container which is dead or marked for removal"))
+
+    with pytest.raises(rt.ContainerGone):
+        runtime.start("there")
+    with pytest.raises(rt.ContainerGone):
+        list(runtime.follow("there", on_open=lambda _interrupt: None))
+
+
 @pytest.mark.parametrize("operation", ["attach", "logs"])
 def test_a_stream_that_falls_silent_does_not_hold_its_run(stand: Stand, operation: str):
     if operation == "logs":
