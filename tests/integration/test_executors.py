@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
@@ -50,13 +51,14 @@ def test_the_runs_of_an_executor_that_stays_away_are_taken_over_on_the_same_engi
     created = [expect(user.api.post("/api/tasks/", shell(script)), 201)["id"] for _ in range(6)]
     for task_id in created:
         user.api.wait_for(task_id, "running")
-    victim = stack.containers("executor")[0]
-    held = [task_id for task_id in created if stack.executor_of(task_id) == victim.id[:12]]
+    holders = {task_id: stack.executor_of(task_id) for task_id in created}
+    busiest = statistics.mode(holders.values())
+    held = [task_id for task_id in created if holders[task_id] == busiest]
+    (victim,) = (each for each in stack.containers("executor") if each.id[:12] == busiest)
 
     victim.kill()
     ended = [user.api.wait_for(task_id, "completed", seconds=60) for task_id in created]
 
-    assert held, "the executor that was killed had nothing to do"
     assert {task["attempts"] for task in ended} == {1}
     for task_id in created:
         assert user.api.read_logs(task_id) == b"started\ndone\n"
