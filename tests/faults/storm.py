@@ -65,7 +65,7 @@ class Settings:
         numbers = Numbers(
             seconds=float(environment.get("FAULTS_SECONDS") or Numbers().seconds),
             kills=kills,
-            kills_each_role=max(1, round(8 * min(share, 1.0))),
+            kills_each_role=max(1, round(8 * share)),
             restarts_each_server=max(1, round(3 * share)),
             engine_restarts=max(1, round(2 * share)),
             cuts=max(1, round(5 * share)),
