@@ -21,8 +21,8 @@ RETRY = (502, 503, 504)
 PAUSE_SECONDS = 0.5
 SUBMITTERS = 8
 LONG_SECONDS = 15.0
-# Twice as many as the executors of tests/faults/compose.yml have slots.
-BURST = 48
+# Half as many again as the executors of tests/faults/compose.yml have slots.
+BURST = 36
 WATCH_SECONDS = 3.0
 PROBE_SECONDS = 0.25
 
