@@ -82,7 +82,7 @@ faults: $(VENV_STAMP) ## Kill, cut off and restart everything under load, and se
 	  $(BIN)/pytest tests/faults -m faults --capture=no $(ARGS)
 
 soak: ## A storm of half an hour; FAULTS_SECONDS, FAULTS_KILLS, FAULTS_TASKS, FAULTS_SEED say how much of what
-	@FAULTS_SECONDS=$(or $(FAULTS_SECONDS),1600) FAULTS_KILLS=$(or $(FAULTS_KILLS),300) \
+	@FAULTS_SECONDS=$(or $(FAULTS_SECONDS),1450) FAULTS_KILLS=$(or $(FAULTS_KILLS),300) \
 	  FAULTS_TASKS=$(or $(FAULTS_TASKS),3000) FAULTS_REPORT=$(or $(FAULTS_REPORT),docs/soak-report.md) \
 	  $(MAKE) faults ARGS='-k test_storm $(ARGS)'
 

@@ -30,8 +30,17 @@ from libs.common.topology import RUNS_QUEUE
 connection = pika.BlockingConnection(pika.URLParameters(os.environ["BROKER_URL"]))
 channel = connection.channel()
 """
-_PURGE = _OPEN_BROKER + "frame = channel.queue_purge(RUNS_QUEUE); print(json.dumps(frame.method.message_count))"
-_DELETE = _OPEN_BROKER + "frame = channel.queue_delete(RUNS_QUEUE); print(json.dumps(frame.method.message_count))"
+# Nothing is lost with an empty queue: this waits until a message waits.
+_WIPE = (
+    _OPEN_BROKER
+    + """
+import time
+deadline = time.monotonic() + {seconds}
+while channel.queue_declare(RUNS_QUEUE, passive=True).method.message_count == 0 and time.monotonic() < deadline:
+    time.sleep(0.05)
+print(json.dumps(channel.queue_{kind}(RUNS_QUEUE).method.message_count))
+"""
+)
 # Live runs first, the newest of them; then such as have just been closed.
 _DUPLICATE = (
     _OPEN_BROKER
@@ -51,6 +60,8 @@ print(json.dumps(len(runs)))
 # More than a daemon gives the containers that it stops.
 _STOP_SECONDS = 25
 _BACK_SECONDS = 60.0
+# The tasks that come with a wipe are created when the longest cut is over.
+_WIPE_SECONDS = 40.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +146,8 @@ class Chaos:
                 return _pause(container, fault.seconds)
             case "cut":
                 return _cut(engine, container, f"{self._stack.project}_{fault.network}", fault.seconds)
-            case "purge":
-                return self._run_script(engine, _PURGE)
-            case "delete":
-                return self._run_script(engine, _DELETE)
+            case "purge" | "delete":
+                return self._run_script(engine, _WIPE.format(kind=fault.kind, seconds=_WIPE_SECONDS))
             case "duplicate":
                 return self._run_script(engine, _DUPLICATE.format(count=fault.count))
 

@@ -34,6 +34,7 @@ COMPOSED: Mapping[str, Sequence[str]] = {"executor": ("executor", "executor-ahea
 ROLES = ("gateway", "users", "scheduler", "scheduler-logs", "scheduler-loops", "executor")
 SERVERS = ("postgres", "rabbitmq", "redis")
 ENGINE = "engine"
+WIPES = ("purge", "delete")
 # Not the gateway's: its published port hangs on its network.
 CUTS = (
     ("executor", "services"),
@@ -124,6 +125,10 @@ def plan_faults(rng: random.Random, numbers: Numbers) -> Sequence[Fault]:
 def end_of(plan: Sequence[Fault]) -> float:
     """Seconds after the beginning at which the last part is back."""
     return max(fault.at + fault.seconds for fault in plan)
+
+
+def list_wipe_times(plan: Sequence[Fault]) -> Sequence[float]:
+    return [fault.at for fault in plan if fault.kind in WIPES]
 
 
 def _pick(

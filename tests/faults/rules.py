@@ -136,6 +136,7 @@ def _keep_what_nobody_looks_after(world: World) -> float:
 
     strike.strike(world, executors, KILL)
     time.sleep(strike.SECONDS)
+    assert [run["status"] for run in world.list_runs(task_id)] == ["running"], "it was closed without proof"
     for part in executors:
         part.start()
     for part in executors:

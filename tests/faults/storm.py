@@ -20,7 +20,7 @@ from docker.models.containers import Container
 from services.executor.runtime import LABEL_INSTANCE, LABEL_TASK
 from tests.faults.chaos import Chaos, Struck, list_replicas
 from tests.faults.oracle import Findings, Journal, judge
-from tests.faults.plan import ENGINE, REPLICAS, Numbers, end_of, plan_faults
+from tests.faults.plan import ENGINE, REPLICAS, Numbers, end_of, list_wipe_times, plan_faults
 from tests.faults.work import (
     PROBE_SECONDS,
     WATCH_SECONDS,
@@ -65,7 +65,7 @@ class Settings:
         numbers = Numbers(
             seconds=float(environment.get("FAULTS_SECONDS") or Numbers().seconds),
             kills=kills,
-            kills_each_role=max(1, round(8 * min(share, 1.0))),
+            kills_each_role=max(1, round(8 * share)),
             restarts_each_server=max(1, round(3 * share)),
             engine_restarts=max(1, round(2 * share)),
             cuts=max(1, round(5 * share)),
@@ -196,7 +196,9 @@ def raise_storm(stack: Stack, task_engine: docker.DockerClient, user: User, sett
     load_before = os.getloadavg()[0]
     rng = random.Random(settings.seed)
     plan = plan_faults(rng, settings.numbers)
-    orders = plan_orders(rng, count=settings.tasks, seconds=end_of(plan))
+    # What waits for a slot as the broker is wiped is lost with it.
+    bursts = list_wipe_times(plan)
+    orders = plan_orders(rng, count=settings.tasks, seconds=end_of(plan), bursts=bursts)
     client = Client(stack.url, user.api.token)
     submitter, calm = Submitter(client), Submitter(client)
     watch, probe, journal = Watch(client), Probe(client), Journal(task_engine, instance=stack.project)

@@ -1,24 +1,17 @@
 """Each row of the crash table, with the process that is there killed, frozen or cut off: `make failpoints`.
 
-Kills are part of `make faults`. All cases run at once, in several worlds; a test waits for its own.
+Kills are part of `make faults`. All cases run at once, in several worlds, from the first test of any on; a test
+waits for its own.
 """
 
 from __future__ import annotations
-
-import os
-import threading
-import uuid
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.faults.case import Case
 from tests.faults.crash_table import KILL, RESTART, TABLE
-from tests.faults.matrix import MakeWorld, Matrix, read_repeat, read_world_count
+from tests.faults.matrix import Matrix, read_repeat
 from tests.faults.rules import CHECKS, Rule
-from tests.faults.world import Ground, World
-from tests.servers import MakeDatabase, MakeVhosts
 
 CASES = [
     Case(name, fault, repetition)
@@ -37,49 +30,6 @@ def is_quick(case: Case) -> bool:
 
 def mark(case: Case) -> pytest.MarkDecorator | tuple[pytest.MarkDecorator, ...]:
     return (pytest.mark.failpoints, pytest.mark.faults) if is_quick(case) else pytest.mark.failpoints
-
-
-@pytest.fixture(scope="session")
-def make_world(ground: Ground, make_shared_database: MakeDatabase, make_vhosts: MakeVhosts) -> MakeWorld:
-    """For any thread. Those that are surely wanted have their virtual hosts made at once.
-
-    They start one after the other: all at once they would keep the machine busy for a minute.
-    """
-    lock = threading.Lock()
-    urls = make_vhosts([f"world-{number}" for number in range(read_world_count())])
-
-    def make() -> World:
-        with lock:
-            broker_url = urls.pop() if urls else make_vhosts([f"world-{uuid.uuid4().hex}"])[0]
-            database = make_shared_database("scheduler")
-            world = World(ground, database=database, broker_url=broker_url)
-            try:
-                world.start()
-            except BaseException:
-                world.close()
-                raise
-        return world
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def matrix(ground: Ground, make_world: MakeWorld, request: pytest.FixtureRequest) -> Iterator[Matrix]:
-    """Of the trials that were selected."""
-    selected = [getattr(item, "callspec", None) for item in request.session.items]
-    trials = [
-        trial
-        for each in selected
-        if each is not None and isinstance(trial := each.params.get("trial"), Case | Rule)
-    ]
-    seen = ground.folder / "seen.txt"
-    print(f"\nwhat is seen, as it is seen: {seen}", flush=True)
-    matrix = Matrix(trials, make_world, worlds=read_world_count(), seen=seen)
-    yield matrix
-    matrix.stop()
-    print("\n" + matrix.render(), flush=True)
-    if report := os.environ.get("FAILPOINTS_REPORT"):
-        Path(report).write_text(matrix.render() + "\n")
 
 
 @pytest.mark.parametrize("trial", [pytest.param(case, id=case.id, marks=mark(case)) for case in CASES])

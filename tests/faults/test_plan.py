@@ -16,9 +16,10 @@ from tests.faults.plan import (
     SERVERS,
     Numbers,
     end_of,
+    list_wipe_times,
     plan_faults,
 )
-from tests.faults.work import LONG_SECONDS, plan_orders
+from tests.faults.work import BURST, LONG_SECONDS, plan_orders
 
 SEEDS = range(20)
 
@@ -89,3 +90,16 @@ def test_orders_are_spread_over_the_storm_and_of_several_kinds():
     assert min(order.sleep_seconds for order in orders) == 0
     assert max(order.sleep_seconds for order in orders) == LONG_SECONDS
     assert any(order.due_in_seconds for order in orders)
+
+
+@pytest.mark.parametrize(("count", "at_once"), [(300, BURST), (40, 10)])
+def test_with_each_wipe_comes_a_burst_of_tasks_but_half_of_them_are_spread(count: int, at_once: int):
+    wipes = list_wipe_times(plan_faults(random.Random(1), Numbers()))
+
+    orders = plan_orders(random.Random(1), count=count, seconds=170.0, bursts=wipes)
+
+    times = Counter(order.at for order in orders)
+    assert len(wipes) == 2
+    assert len(orders) == count
+    assert [times[at] for at in wipes] == [at_once] * 2
+    assert orders == sorted(orders, key=lambda order: order.at)

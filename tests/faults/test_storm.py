@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from tests.faults.oracle import NANOSECONDS
-from tests.faults.plan import ROLES, SERVERS
+from tests.faults.plan import ROLES, SERVERS, WIPES
 from tests.faults.storm import END_SECONDS, Storm
 from tests.integration.client import TERMINAL, to_time
 
@@ -28,6 +28,7 @@ def test_the_storm_was_as_bad_as_it_was_meant_to_be(storm: Storm):
     assert len(storm.engine_ends) >= numbers.engine_restarts
     assert kinds["cut"] >= numbers.cuts
     assert kinds["purge"] + kinds["delete"] >= numbers.wipes
+    assert all(each.detail > 0 for each in storm.list_struck(*WIPES)), "nothing was lost with a wipe"
     assert sum(each.detail for each in storm.list_struck("duplicate")) >= numbers.duplicates
     assert len(storm.accepted) == storm.settings.tasks
     assert not storm.given_up

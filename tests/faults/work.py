@@ -21,6 +21,8 @@ RETRY = (502, 503, 504)
 PAUSE_SECONDS = 0.5
 SUBMITTERS = 8
 LONG_SECONDS = 15.0
+# Half as many again as the executors of tests/faults/compose.yml have slots.
+BURST = 36
 WATCH_SECONDS = 3.0
 PROBE_SECONDS = 0.25
 
@@ -53,12 +55,16 @@ class Accepted:
         return f"{self.token}\ndone {self.token}\n"
 
 
-def plan_orders(rng: random.Random, *, count: int, seconds: float) -> Sequence[Order]:
+def plan_orders(
+    rng: random.Random, *, count: int, seconds: float, bursts: Sequence[float] = ()
+) -> Sequence[Order]:
     """In order of time. Pure. One in ten fails by itself, one in five is due later.
 
-    One in fifteen takes long, so that something runs whatever dies when.
+    One in fifteen takes long, so that something runs whatever dies when. `bursts` are times at which so many come
+    at once that some have to wait for a slot: BURST, or fewer so that at most half of all come in bursts.
     """
-    times = sorted(rng.uniform(0.0, seconds) for _ in range(count))
+    together = [at for at in bursts for _ in range(min(BURST, count // (2 * len(bursts))))]
+    times = sorted([*together, *(rng.uniform(0.0, seconds) for _ in range(count - len(together)))])
     return [
         Order(
             number=number,
