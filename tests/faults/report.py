@@ -42,7 +42,8 @@ def render_document(storm: Storm) -> str:
         "",
         _INTRODUCTION,
         "",
-        f"`make soak FAULTS_SEED={storm.settings.seed}`, {when}. {_describe_machine(storm)}",
+        f"`make soak FAULTS_SEED={storm.settings.seed}`, {when}.",
+        _describe_machine(storm),
         "",
         "## What was promised, and what came of it",
         "",
@@ -104,7 +105,8 @@ def _list_deeds(storm: Storm) -> Iterable[Fact]:
         _join((kind, count) for kind, count in sorted(kinds.items()) if kind not in ("kill", "stop")),
     )
     yield "messages published again", str(sum(each.detail for each in storm.list_struck("duplicate")))
-    yield "messages wiped", _join((each.fault.kind, each.detail) for each in storm.list_struck(*WIPES))
+    lost = [each.detail for each in storm.list_struck(*WIPES)]
+    yield "messages wiped", f"{sum(lost)}, at least {min(lost, default=0)} each time"
     yield "not carried out", _join((each.name, each.error) for each in storm.struck if each.error)
 
 
@@ -136,8 +138,8 @@ def _list_promises(storm: Storm) -> Iterable[Fact]:
 
 def _list_more(storm: Storm) -> Iterable[Fact]:
     yield "statuses", _join(sorted(Counter(task["status"] for task in storm.tasks.values()).items()))
-    yield "attempts of a task", _join(sorted(Counter(task["attempts"] for task in storm.tasks.values()).items()))
-    yield "runs of a task", _join(sorted(Counter(len(runs) for runs in storm.runs.values()).items()))
+    yield "attempts", _join_counts(Counter(task["attempts"] for task in storm.tasks.values()))
+    yield "runs, with those that were lost", _join_counts(Counter(len(runs) for runs in storm.runs.values()))
     yield "runs", _join(sorted(Counter(run["status"] for runs in storm.runs.values() for run in runs).items()))
     yield "containers started", str(sum(storm.findings.starts_per_run.values()))
     yield "taken over by another executor", str(len(storm.taken_over()))
@@ -154,6 +156,10 @@ def _list_returns(storm: Storm) -> Iterable[Fact]:
 
 def _join(pairs: Iterable[tuple[object, object]]) -> str:
     return ", ".join(f"{name} {value}" for name, value in pairs) or "none"
+
+
+def _join_counts(tasks: Counter[int]) -> str:
+    return _join((f"{number}:", f"{count} tasks") for number, count in sorted(tasks.items()))
 
 
 def _percentiles(ordered: Sequence[float]) -> str:
