@@ -45,12 +45,12 @@ _REST = timedelta(milliseconds=20)
 class DispatchConfig:
     """`tick`: how often it looks without a wake-up. `claim_window`: over how long claims are counted.
 
-    `publish_within` and `claim_within`: after which the sweep publishes a run again; `claim_when_empty`: the same
-    when no message waits at the broker for the run's pool, so that this run's is lost, or is with an executor
-    that is stuck. All are less than what docs/task-model.md, Crashes, promises: the sweep looks every second, and
-    may be late itself. `answer_within`: how long the broker is waited for before anything is made that it is to
-    carry. `arrivals`: how much that has become due is sorted into the line in one pass. `default_running`: of how
-    many runs of users without a quota of their own may be under way; None: any number.
+    `publish_within` and `claim_within`: after which the sweep publishes a run again; `lost_within`: the same when
+    its message can't wait at the broker any more, so that it is lost, or is with an executor that is stuck. All
+    are less than what docs/task-model.md, Crashes, promises: the sweep looks every second, and may be late itself.
+    `answer_within`: how long the broker is waited for before anything is made that it is to carry. `arrivals`: how
+    much that has become due is sorted into the line in one pass. `default_running`: of how many runs of users
+    without a quota of their own may be under way; None: any number.
     """
 
     batch_size: int = 200
@@ -62,7 +62,7 @@ class DispatchConfig:
     publish_timeout: timedelta = timedelta(seconds=5)
     publish_within: timedelta = timedelta(seconds=13)
     claim_within: timedelta = timedelta(seconds=30)
-    claim_when_empty: timedelta = timedelta(seconds=5)
+    lost_within: timedelta = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class Dispatcher:
             lambda connection: dispatch_store.take_runs_to_publish(
                 connection,
                 publish_within=config.publish_within,
-                claim_within=config.claim_when_empty,
+                lost_within=config.lost_within,
                 empty_pools=[pool for pool, count in waiting.items() if count == 0],
                 limit=limit,
             ),

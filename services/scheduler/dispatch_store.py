@@ -128,18 +128,18 @@ def take_runs_to_publish(
     connection: Connection,
     *,
     publish_within: timedelta,
-    claim_within: timedelta,
+    lost_within: timedelta,
     empty_pools: Sequence[str],
     limit: int,
 ) -> list[QueuedRun]:
     """Queued runs whose message never left, or was not claimed in time.
 
-    `claim_within` is a shorter time for the second than the run's own, doubling like that, in the pools whose
-    queue is empty.
+    `lost_within` is a shorter time for the second than the run's own, doubling like that, for what can't wait at
+    the broker any more, since its pool's queue is empty or what was published so much later has been claimed.
     """
     parameters = {
         "publish_within": publish_within,
-        "claim_within": claim_within,
+        "lost_within": lost_within,
         "empty_pools": list(empty_pools),
         "limit": limit,
     }

@@ -18,18 +18,25 @@ UPDATE scheduler.runs
 SELECT DISTINCT pool FROM scheduler.runs WHERE status = 'queued'
 
 -- name: take_runs_to_publish
--- Their next time is moved at once, so that other replicas leave them alone.
+-- Their next time is moved at once, so that other replicas leave them alone. A queue is first in, first out: when none
+-- waits in it, or one that came later has been claimed, a message that came before isn't there any more.
+WITH claimed AS MATERIALIZED (
+    SELECT r.pool, max(r.published_at) AS published_at
+      FROM scheduler.leases l
+      JOIN scheduler.runs r ON r.id = l.run_id
+     GROUP BY r.pool)
 UPDATE scheduler.runs r
    SET next_publish_at = now() + %(publish_within)s
-  FROM (SELECT id
-          FROM scheduler.runs
-         WHERE status = 'queued'
-           AND (next_publish_at <= now()
-                OR pool = ANY (%(empty_pools)s)
-                   AND published_at <= now() - %(claim_within)s::interval * power(2, publish_count - 1))
-         ORDER BY next_publish_at
+  FROM (SELECT q.id
+          FROM scheduler.runs q
+          LEFT JOIN claimed ON claimed.pool = q.pool
+         WHERE q.status = 'queued'
+           AND (q.next_publish_at <= now()
+                OR q.published_at <= CASE WHEN q.pool = ANY (%(empty_pools)s) THEN now() ELSE claimed.published_at END
+                                     - %(lost_within)s::interval * power(2, q.publish_count - 1))
+         ORDER BY q.next_publish_at
          LIMIT %(limit)s
-           FOR NO KEY UPDATE SKIP LOCKED) due
+           FOR NO KEY UPDATE OF q SKIP LOCKED) due
  WHERE r.id = due.id
 RETURNING r.id AS run_id, r.task_id, r.request_id, r.pool
 

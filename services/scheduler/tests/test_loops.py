@@ -177,6 +177,24 @@ def test_a_run_whose_message_is_gone_from_the_broker_is_published_again_soon(
     assert sweeper.publish_again() == 1
 
 
+def test_a_run_that_a_later_message_has_overtaken_is_published_again_soon(
+    user, executor, dispatcher, publisher, sweeper, pool
+):
+    user.create()
+    dispatcher.run_once()
+    user.create()
+    dispatcher.run_once()
+    lost, later = publisher.sent
+    age = "UPDATE scheduler.runs SET published_at = now() - %s::interval WHERE id = %s"
+    execute(pool, age, "4 seconds", lost)
+    executor.claim(later)
+
+    assert sweeper.publish_again() == 0, "the two may have gone to different executors"
+    execute(pool, age, "6 seconds", lost)
+    assert sweeper.publish_again() == 1
+    assert publisher.sent[-1] == lost
+
+
 def test_runs_of_a_silent_engine_are_given_up_and_made_up_for(
     user, executor, dispatcher, publisher, make_sweeper, pool
 ):
