@@ -18,5 +18,13 @@ def test_a_part_that_is_not_ready_is_named_with_what_it_lacks() -> None:
     assert list_missing({"services": services}) == ["users (postgres down)", "executors"]
 
 
+def test_a_part_that_works_without_something_is_missed_only_by_who_wants_it_whole() -> None:
+    checks = {"storage": {"status": "down"}, "postgres": {"status": "up"}}
+    health = {"services": {"scheduler": {"status": "degraded", "checks": checks}}}
+
+    assert list_missing(health) == ["scheduler (storage down)"]
+    assert list_missing(health, good=("ready", "degraded")) == []
+
+
 def test_a_silent_gateway_is_what_is_missing() -> None:
     assert list_missing(None) == ["gateway"]

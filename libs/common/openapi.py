@@ -12,7 +12,7 @@ from flask_smorest import Api, Blueprint
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException
 
-from libs.common.errors import BadRequest, UnsupportedMediaType
+from libs.common.errors import BadRequest, Invalid, UnsupportedMediaType
 from libs.common.http_errors import PROBLEM_JSON, answer_http_exception
 
 
@@ -30,6 +30,12 @@ def read_json(request: Request) -> Any:
         raise BadRequest("The JSON is nested too deeply.", code="malformed_json") from error
     except ValueError as error:
         raise BadRequest(f"The body is not valid JSON: {error}", code="malformed_json") from error
+
+
+def require_no_body(request: Request) -> None:
+    """For a POST that takes none, or an empty object: whoever sends more would believe that it counted."""
+    if request.get_data() and read_json(request) != {}:
+        raise Invalid("This request takes no body; send none.")
 
 
 class StrictParser(FlaskParser):

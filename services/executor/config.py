@@ -76,7 +76,7 @@ def read_config(env: Env) -> ExecutorConfig:
         task_runtime=env.str("TASK_RUNTIME", "runc", validate=validate.Length(min=1)),
         task_user=env.str("TASK_USER", ""),
         task_read_only_root=env.bool("TASK_READ_ONLY_ROOT", False),
-        pull_limit=_read_seconds(env, "PULL_TIMEOUT_SECONDS", 600),
+        pull_limit=_read_seconds(env, "PULL_TIMEOUT_SECONDS", 600, least=1),
         stop_grace=_read_seconds(env, "EXECUTOR_STOP_GRACE_SECONDS", 10),
         spool_directory=Path(spool) if (spool := env.str("EXECUTOR_SPOOL_DIR", "")) else None,
         log_max_kb=env.int("LOG_MAX_KB", 5120, validate=validate.Range(min=1, max=102_400)),
@@ -113,8 +113,8 @@ def _read_pools(env: Env, name: str) -> Sequence[str]:
     return tuple(dict.fromkeys(pools)) or (DEFAULT_POOL,)
 
 
-def _read_seconds(env: Env, name: str, default: float) -> timedelta:
-    return timedelta(seconds=env.float(name, default, validate=validate.Range(min=0, max=86400)))
+def _read_seconds(env: Env, name: str, default: float, *, least: float = 0) -> timedelta:
+    return timedelta(seconds=env.float(name, default, validate=validate.Range(min=least, max=86400)))
 
 
 def _read_networks(env: Env, name: str) -> Sequence[str]:

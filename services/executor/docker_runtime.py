@@ -61,6 +61,7 @@ _COMMAND_FAULTS = (
 _REGISTRY_DENIALS = ("manifest unknown", "not found", "does not exist", "unauthorized", "denied")
 # A name server that finds no such host, or a socket that may not be opened, is a network at fault.
 _NETWORK_FAULTS = ("no such host", "permission denied")
+_REFERENCE_FAULTS = ("invalid reference", "is a reserved name", "invalid port")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -605,7 +606,7 @@ def _read_message(response: requests.Response) -> str:
 def _pull_error(status: int, text: str) -> rt.RuntimeFailure:
     text = " ".join(text.split())[:300]
     lowered = text.lower()
-    if status == 400 or "invalid reference" in lowered:
+    if status == 400 or any(fault in lowered for fault in _REFERENCE_FAULTS):
         return rt.InvalidReference(text)
     if any(fault in lowered for fault in _NETWORK_FAULTS):
         return rt.PullFailed(text)

@@ -81,8 +81,9 @@ class Output:
         self._tails = {"stdout": bytearray(), "stderr": bytearray()}
         self._pieces: list[_Piece] = []
         self._sent: list[Chunk] = []
-        # A run whose stored output is at the cap has got its mark from whoever stored it.
-        self._truncated = self._room <= 0
+        # The streams that lack something, and say so. A run whose stored output is at the cap has got its marks
+        # from whoever stored it.
+        self._cut: set[Stream] = {"stdout", "stderr"} if self._room <= 0 else set()
 
     def begin_follow(self) -> None:
         """The engine is about to give the output from its first byte: skip what was seen already."""
@@ -160,7 +161,7 @@ class Output:
             self._pieces = [_Piece(chunk.stream, chunk.at, bytearray(chunk.data)) for chunk in chunks]
             if is_lost:
                 self._pieces.append(_Piece("stdout", self._now(), bytearray(LOSS_MARK)))
-            self._truncated = True
+            self._cut = {"stdout", "stderr"}
             pending = bool(self._pieces)
         if pending:
             self._on_pending()
@@ -199,12 +200,12 @@ class Output:
             del tail[:-limit]
 
     def _keep_pending(self, stream: Stream, data: bytes) -> None:
-        if not data or self._truncated:
+        if not data or stream in self._cut:
             return
         kept = data[: self._room]
         self._room -= len(kept)
         if len(kept) < len(data):
-            self._truncated = True
+            self._cut.add(stream)
             kept += TRUNCATION_MARK
         for start in range(0, len(kept), CHUNK_BYTES):
             self._add_piece(stream, kept[start : start + CHUNK_BYTES])

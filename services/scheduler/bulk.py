@@ -66,11 +66,13 @@ class BulkTasks:
     def rerun(self, identity: Identity, body: Mapping[str, Any], *, request_id: str, once: Once[Counts]) -> Answer:
         """A new task for each, as its own rerun would make, all or none.
 
-        Tasks that the operator's limits don't allow any more are left out.
+        Tasks of deleted users, and those that the operator's limits don't allow any more, are left out.
         """
         if answer := once.find(self._pool):
             return answer
         _, task_ids = self._select(identity, body)
+        owners = on_connection(self._pool, lambda connection: store.list_owners(connection, task_ids))
+        present = {user_id for user_id in owners if self._tasks.has_owner(identity, user_id)}
         new_ids = {task_id: uuid.uuid4() for task_id in task_ids}
         created = 0
 
@@ -79,7 +81,8 @@ class BulkTasks:
             created = 0
             with connection.transaction():
                 for chunk in _chunks(task_ids, RERUN_CHUNK):
-                    again = self._prepare_reruns(store.find_tasks(connection, chunk), new_ids, request_id)
+                    tasks = [task for task in store.find_tasks(connection, chunk) if task.user_id in present]
+                    again = self._prepare_reruns(tasks, new_ids, request_id)
                     created += len(self._tasks.insert(connection, again))
             return Counts(len(task_ids), created)
 

@@ -8,7 +8,7 @@ from uuid import UUID
 from flask import g, request
 
 from libs.common.errors import NotFound
-from libs.common.openapi import ApiBlueprint
+from libs.common.openapi import ApiBlueprint, require_no_body
 from libs.common.tokens import TokenVerifier, require_identity
 from services.scheduler.executors import Executors, to_view
 from services.scheduler.operator_schemas import (
@@ -66,6 +66,7 @@ def create_executor_routes(*, executors: Executors, verifier: TokenVerifier) -> 
     @routes.response(200, ExecutorSchema)
     def drain_executor(executor_id: str) -> Any:
         """Let an executor finish what it runs, and take nothing more"""
+        require_no_body(request)
         return to_view(executors.drain(g.identity, executor_id))
 
     @routes.post("/api/executors/<executor_id>/undrain", parameters=_EXECUTOR_ID)
@@ -73,6 +74,7 @@ def create_executor_routes(*, executors: Executors, verifier: TokenVerifier) -> 
     @routes.response(200, ExecutorSchema)
     def undrain_executor(executor_id: str) -> Any:
         """Let an executor take runs again"""
+        require_no_body(request)
         return to_view(executors.undrain(g.identity, executor_id))
 
     _require_token(routes, verifier)

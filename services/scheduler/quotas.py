@@ -25,6 +25,7 @@ log = structlog.get_logger()
 # Nobody can say when a waiting task of theirs will start; a client that asks this often is no burden.
 _WAITING_RETRY_SECONDS = 5
 _MINUTE_SECONDS = 60
+_NEVER = "Send fewer at a time, or ask an admin for a larger quota: as it is, this never fits."
 
 
 class Quotas:
@@ -114,7 +115,8 @@ def _count_in(connection: Connection, user_id: UUID, quota: Quota, task_ids: Col
         wait_seconds = decide_wait_seconds(creations, wanted=wanted, limit=quota.created_per_minute)
         if wait_seconds != 0:
             raise _exceeded(
-                f"The quota is {quota.created_per_minute} created tasks a minute.",
+                f"The quota is {quota.created_per_minute} created tasks a minute, and {_are(wanted)} to be "
+                f"created. {'Try again later.' if wait_seconds else _NEVER}",
                 retry_after_seconds=wait_seconds or _MINUTE_SECONDS,
             )
         quota_store.note_creation(connection, user_id, tasks=wanted)
@@ -123,11 +125,16 @@ def _count_in(connection: Connection, user_id: UUID, quota: Quota, task_ids: Col
 def _require_queue_room(connection: Connection, user_id: UUID, *, limit: int, wanted: int) -> None:
     room = limit - wanted
     if room < 0 or quota_store.count_waiting(connection, user_id, most=room + 1) > room:
+        advice = "Try again when some have started, or cancel some." if room >= 0 else _NEVER
         raise _exceeded(
-            f"The quota is {limit} waiting tasks, those with a later start included. "
-            "Try again when some have started, or cancel some.",
+            f"The quota is {limit} waiting tasks, those with a later start included, and {_are(wanted)} to be "
+            f"created. {advice}",
             retry_after_seconds=_WAITING_RETRY_SECONDS,
         )
+
+
+def _are(tasks: int) -> str:
+    return "1 is" if tasks == 1 else f"{tasks} are"
 
 
 def _exceeded(detail: str, *, retry_after_seconds: int) -> TooManyRequests:

@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import Response, g, request
 
-from libs.common.openapi import ApiBlueprint
+from libs.common.openapi import ApiBlueprint, require_no_body
 from libs.common.tokens import Identity, TokenVerifier, require_identity
 from services.scheduler.creations import REPLAYED_HEADERS, IdempotencySchema, read_once, to_answer, to_response
 from services.scheduler.idempotency import Answer
@@ -60,6 +60,7 @@ def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:
     @routes.alt_response(200, schema=TaskSchema, description="It had ended already.")
     def cancel_task(task_id: str) -> tuple[dict[str, Any], int]:
         """Stop a task and keep it"""
+        require_no_body(request)
         task, is_changed = tasks.cancel(g.identity, read_task_id(task_id))
         return task, 202 if is_changed else 200
 
@@ -69,6 +70,7 @@ def create_routes(*, tasks: Tasks, verifier: TokenVerifier) -> ApiBlueprint:
     @routes.response(201, TaskSchema, headers=_CREATED)
     def rerun_task(headers: dict[str, Any], task_id: str) -> Response:
         """Create a new task with the definition of this one, due now"""
+        require_no_body(request)
         once = read_once(g.identity, headers, _answer_task)
         return to_response(tasks.rerun(g.identity, read_task_id(task_id), request_id=g.request_id, once=once))
 

@@ -190,6 +190,11 @@ def find_owner(connection: Connection, task_id: UUID) -> UUID | None:
     return None if row is None else row["user_id"]
 
 
+def list_owners(connection: Connection, task_ids: Sequence[UUID]) -> list[UUID]:
+    """Whose tasks these are."""
+    return [row["user_id"] for row in connection.execute(QUERIES["list_owners"], {"task_ids": list(task_ids)})]
+
+
 def find_tasks(connection: Connection, task_ids: Sequence[UUID]) -> list[Task]:
     """Those of them that are there, in this order."""
     with connection.cursor(row_factory=_task_row) as cursor:

@@ -93,15 +93,19 @@ class Tasks:
         """A new task of the same owner with the same definition, due now, whatever became of the first one."""
         if answer := once.find(self._pool):
             return answer
-        new_id = uuid.uuid4()
+        task = on_connection(self._pool, lambda connection: store.find_task(connection, task_id))
+        if task is None or not may_see(identity, task.user_id):
+            raise no_such_task()
+        if not self.has_owner(identity, task.user_id):
+            raise Invalid(
+                "The task can't be run again: its user was deleted.", errors={"userId": ["There is no such user."]}
+            )
+        new = self.prepare_rerun(task, new_id=uuid.uuid4(), request_id=request_id)
+        return self.insert_once(once, lambda _connection: [new])
 
-        def make(connection: Connection) -> list[NewTask]:
-            task = store.find_task(connection, task_id)
-            if task is None or not may_see(identity, task.user_id):
-                raise no_such_task()
-            return [self.prepare_rerun(task, new_id=new_id, request_id=request_id)]
-
-        return self.insert_once(once, make)
+    def has_owner(self, identity: Identity, user_id: UUID) -> bool:
+        """Whether the user of a task is still there: tasks outlive theirs."""
+        return user_id == identity.user_id or self._users.exists(user_id)
 
     def prepare(self, identity: Identity, fields: dict[str, Any], *, request_id: str) -> NewTask:
         """The task that a request's fields define, checked against all limits. Raises as `create`."""

@@ -119,6 +119,8 @@ def _wait_for_own(hold: Hold) -> Waiting | None:
 def _wait_for_dispatch(*, capacity: Capacity, ahead: int | None) -> Waiting:
     if capacity.executors == 0:
         return _no_executor(capacity)
+    if ahead == 0 and capacity.free == 0:
+        return Waiting("slot", f"It is next: a free slot among {_describe(capacity)} takes it.")
     if ahead or capacity.free == 0:
         return Waiting("behind_others", f"{_count_others(ahead)} before it to {_describe(capacity)}.")
     return Waiting("dispatch", "It is due and about to be dispatched.")

@@ -29,6 +29,9 @@ SELECT t.*, r.status AS run_status, r.published_at IS NOT NULL AS run_published,
 -- name: find_owner
 SELECT user_id FROM scheduler.tasks WHERE id = %(task_id)s AND deleted_at IS NULL
 
+-- name: list_owners
+SELECT DISTINCT user_id FROM scheduler.tasks WHERE id = ANY (%(task_ids)s)
+
 -- name: lock_task
 -- Whoever changes a task's run holds the lock of the task's row, so no two writers wait for each other in turn.
 SELECT id, user_id, status FROM scheduler.tasks

@@ -253,13 +253,19 @@ def make_caller():
 
 
 @pytest.fixture
-def user(client) -> ApiClient:
-    return ApiClient(client, uuid.uuid4(), ["user"])
+def user(client, users) -> ApiClient:
+    return _sign_up(client, users)
 
 
 @pytest.fixture
-def other(client) -> ApiClient:
-    return ApiClient(client, uuid.uuid4(), ["user"])
+def other(client, users) -> ApiClient:
+    return _sign_up(client, users)
+
+
+def _sign_up(client: FlaskClient, users: FakeUsers) -> ApiClient:
+    signed_up = ApiClient(client, uuid.uuid4(), ["user"])
+    users.known.add(signed_up.user_id)
+    return signed_up
 
 
 @pytest.fixture

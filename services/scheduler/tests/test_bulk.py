@@ -124,7 +124,6 @@ def test_what_only_the_moment_and_the_operator_forbid_is_named_by_its_place_too(
 
 
 def test_a_user_creates_no_batch_for_others_and_an_admin_does(user, other, admin, users):
-    users.known.add(user.user_id)
     task = {"image": "busybox", "userId": str(user.user_id)}
 
     assert create(other, {"image": "busybox"}, task).status_code == 403
@@ -192,6 +191,28 @@ def test_a_rerun_is_a_new_task_with_the_same_definition_that_is_due_now(user, wa
     assert without_place(user.get(again["id"])) == again
     assert without_place(user.get(first["id"])) == first
     assert waker.count == 1
+
+
+def test_no_task_of_a_deleted_user_is_rerun(user, other, admin, users):
+    orphan, kept = (each.create(scheduledAt=LATER)["id"] for each in (user, other))
+    users.known.remove(user.user_id)
+
+    refused = admin("POST", f"/api/tasks/{orphan}/rerun")
+    assert (refused.status_code, refused.json["errors"]) == (422, {"userId": ["There is no such user."]})
+    counts = admin("POST", "/api/tasks/rerun", json={"ids": [orphan, kept]}).json
+    assert counts == {"matched": 2, "changed": 1}
+
+
+@pytest.mark.parametrize("action", ["cancel", "rerun"])
+@pytest.mark.parametrize(
+    ("body", "status"), [("{bad", 400), ('{"x": 1}', 422), ("[]", 422), ("{}", 201), ("", 201)]
+)
+def test_what_takes_no_body_refuses_one(user, action, body, status):
+    path = f"/api/tasks/{user.create(scheduledAt=LATER)['id']}/{action}"
+
+    answer = user("POST", path, data=body, content_type="application/json")
+
+    assert answer.status_code == (202 if (action, status) == ("cancel", 201) else status)
 
 
 def test_a_task_that_has_ended_is_rerun(user, executor, queue):

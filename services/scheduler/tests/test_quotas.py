@@ -18,8 +18,7 @@ from services.scheduler.tests.conftest import ApiClient
 from services.scheduler.users_client import Deletion
 
 
-def set_quota(admin, users, user, **quota):
-    users.known.add(user.user_id)
+def set_quota(admin, user, **quota):
     answer = admin("PUT", f"/api/users/{user.user_id}/quota", json=quota)
     assert answer.status_code == 200, answer.json
     return answer.json
@@ -47,8 +46,7 @@ def test_a_quota_is_the_default_until_an_admin_sets_another(make_client, users):
 
 
 @pytest.mark.component
-def test_only_admins_set_quotas_and_nobody_sees_another_users(user, other, admin, users):
-    users.known.add(user.user_id)
+def test_only_admins_set_quotas_and_nobody_sees_another_users(user, other, admin):
     path = f"/api/users/{user.user_id}/quota"
 
     assert user("PUT", path, json={"running": 1}).status_code == 403
@@ -62,8 +60,8 @@ def test_only_admins_set_quotas_and_nobody_sees_another_users(user, other, admin
 @pytest.mark.parametrize(
     "body", [{"running": -1}, {"queued": "5"}, {"createdPerMinute": 1.5}, {"running": 10**10}, {"most": 1}]
 )
-def test_a_wrong_quota_is_refused_and_changes_nothing(user, admin, users, body):
-    before = set_quota(admin, users, user, running=2)
+def test_a_wrong_quota_is_refused_and_changes_nothing(user, admin, body):
+    before = set_quota(admin, user, running=2)
 
     answer = admin("PUT", f"/api/users/{user.user_id}/quota", json=body)
 
@@ -74,8 +72,8 @@ def test_a_wrong_quota_is_refused_and_changes_nothing(user, admin, users, body):
 
 @pytest.mark.component
 @pytest.mark.parametrize("quota", [{"queued": 5}, {"createdPerMinute": 5}])
-def test_of_requests_that_come_at_once_exactly_as_many_are_accepted_as_the_quota_says(user, admin, users, quota):
-    set_quota(admin, users, user, **quota)
+def test_of_requests_that_come_at_once_exactly_as_many_are_accepted_as_the_quota_says(user, admin, quota):
+    set_quota(admin, user, **quota)
 
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda _: create(user), range(24)))
@@ -90,9 +88,9 @@ def test_of_requests_that_come_at_once_exactly_as_many_are_accepted_as_the_quota
 
 @pytest.mark.component
 def test_a_full_queue_has_room_again_when_something_has_started_or_was_cancelled(
-    user, admin, users, executor, dispatcher, publisher
+    user, admin, executor, dispatcher, publisher
 ):
-    set_quota(admin, users, user, queued=2)
+    set_quota(admin, user, queued=2)
     first, later = user.create(), user.create(scheduledAt=format_time(utc_now() + timedelta(hours=1)))
     assert create(user).status_code == 429
 
@@ -109,8 +107,8 @@ def test_a_full_queue_has_room_again_when_something_has_started_or_was_cancelled
 
 
 @pytest.mark.component
-def test_what_was_created_a_minute_ago_does_not_count_any_more(user, admin, users, pool):
-    set_quota(admin, users, user, createdPerMinute=1)
+def test_what_was_created_a_minute_ago_does_not_count_any_more(user, admin, pool):
+    set_quota(admin, user, createdPerMinute=1)
     user.create()
     assert create(user).status_code == 429
 
@@ -121,8 +119,8 @@ def test_what_was_created_a_minute_ago_does_not_count_any_more(user, admin, user
 
 
 @pytest.mark.component
-def test_the_owners_quota_counts_and_not_the_admins_who_creates_for_them(user, admin, users):
-    set_quota(admin, users, user, queued=0)
+def test_the_owners_quota_counts_and_not_the_admins_who_creates_for_them(user, admin):
+    set_quota(admin, user, queued=0)
 
     answer = admin("POST", "/api/tasks/", json={"image": "busybox", "userId": str(user.user_id)})
 
@@ -132,9 +130,9 @@ def test_the_owners_quota_counts_and_not_the_admins_who_creates_for_them(user, a
 
 @pytest.mark.component
 def test_over_the_running_quota_a_task_waits_and_says_so(
-    user, other, admin, users, executor, dispatcher, publisher
+    user, other, admin, executor, dispatcher, publisher
 ):
-    set_quota(admin, users, user, running=1)
+    set_quota(admin, user, running=1)
     tasks = [user.create(), user.create()]
     dispatcher.run_once()
     dispatcher.run_once()
@@ -157,7 +155,7 @@ def test_over_the_running_quota_a_task_waits_and_says_so(
 def test_what_was_counted_and_the_quotas_of_deleted_users_are_forgotten(
     user, admin, users, pool, dispatcher, waker
 ):
-    set_quota(admin, users, user, createdPerMinute=100)
+    set_quota(admin, user, createdPerMinute=100)
     user.create()
     sweeper = Sweeper(
         pool=pool, dispatcher=dispatcher, users=users, config=SweepConfig(), wake_dispatch=waker.wake

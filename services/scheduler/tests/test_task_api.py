@@ -263,9 +263,7 @@ def test_an_admin_sees_and_deletes_everybodys_tasks(user, admin):
     assert user("GET", f"/api/tasks/{task['id']}").status_code == 404
 
 
-def test_an_admin_creates_a_task_for_another_user(admin, user, users):
-    users.known.add(user.user_id)
-
+def test_an_admin_creates_a_task_for_another_user(admin, user):
     task = admin.create(userId=str(user.user_id))
 
     assert user.get(task["id"])["userId"] == str(user.user_id)
