@@ -3,7 +3,8 @@
 Runs in a virtual environment of its own, from requirements/bench.txt, and never in the app image.
 
     celery --app bench.celery_app worker …      the workers
-    python -m bench.celery_app COUNT            sends so many, waits for all results, prints the seconds that it took
+    python -m bench.celery_app COUNT            sends so many, waits for all results, prints how long that took
+                                                and how long sending took, in seconds
 
 CELERY_BROKER and CELERY_RESULTS are the addresses of RabbitMQ and of a database of Redis that holds nothing else.
 """

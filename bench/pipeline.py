@@ -1,18 +1,18 @@
 """The whole pipeline with tasks that do nothing, against Celery's on the same broker, cache and machine.
 
-    python -m bench.pipeline      the settings file of a running system is named by ENV_FILE, the interpreter that
-                                  has Celery by CELERY_PYTHON
+    python -m bench.pipeline      the settings file of a running system is named by ENV_FILE; its LOG_LEVEL should
+                                  be warning, as Celery's is
+    CELERY_PYTHON                 the interpreter that has Celery, that of .venv-bench unless given
     BENCH_TASKS, BENCH_ROUNDS     how many tasks a round, and how many rounds, 10,000 and 3 unless given
 
-A round is the time from the first request to the last task's end, by the wall clock. Both sides are measured in turn,
-and who is first changes with each round. What each does for a task is said at the end of the output.
+A round is the time from the first request to the last task's end, by the wall clock. Both sides are measured in
+turn, and who is first changes with each round. What each does for a task is said at the end of the output.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import statistics
 import subprocess
 import time
 import uuid
@@ -30,7 +30,8 @@ from bench.report import Row, print_table, say
 from deploy.environment import gateway_url, read_settings
 
 REPOSITORY = Path(__file__).parents[1]
-SLOTS = 100
+CELERY_PYTHON = REPOSITORY / ".venv-bench" / "bin" / "python"
+SLOTS = 300
 BATCH = 1000
 # As many as are needed to keep the gateway busy.
 CLIENTS = 3
@@ -42,13 +43,15 @@ CELERY_PROCESSES = (2, 4)
 STOP_SECONDS = 30.0
 
 WHAT_IS_COMPARED = """
+both     {count} tasks a round, from the first request to the last end; nothing but warnings is logged.
 ours     POST /api/tasks/batch through the gateway: token verified, fields validated, rows in PostgreSQL, fsynced
-         before the 201. Dispatch by priority, fair share and quota; a quorum queue with confirmed publishes; a claim
-         with a lease; a report; state, times, receipt and exit code in PostgreSQL, fsynced. Any part may be killed.
-         One executor with {slots} slots whose runtime starts nothing. Each part is limited to one core.
-Celery   messages straight to the broker from {senders} threads: no API, no user, no validation, no state before the
-         end. A quorum queue, too, with confirmed publishes; acks late; the result in Redis, which is not on a disk.
-         Prefork workers, default prefetch, no gossip, mingle, heartbeats, events or remote control; no limit of cores.
+         before the 201. Dispatch by priority, fair share and quota; a quorum queue with confirmed publishes; a
+         claim with a lease; a report; state, times, receipt and exit code in PostgreSQL, fsynced. Any part may be
+         killed. One executor with {slots} slots whose runtime starts nothing. Each part is limited to one core.
+Celery   Messages straight to the broker from 8 threads: no API, no user, no validation, no state before the end. A
+         quorum queue, too, with confirmed publishes; acks late; the result in Redis, which is not on a disk, and
+         nobody subscribes to it. Prefork workers, on the host and with no limit of cores, default prefetch, no
+         gossip, mingle, heartbeats, events or remote control.
 """
 
 
@@ -61,11 +64,13 @@ class Celery:
 
     @contextmanager
     def workers(self, processes: int) -> Iterator[None]:
-        options = ["--pool=prefork", f"--concurrency={processes}", "--loglevel=error"]
+        options = ["--pool=prefork", f"--concurrency={processes}", "--loglevel=warning"]
         options += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         command = [self.python, "-m", "celery", "--quiet", "--app=bench.celery_app", "worker", *options]
         # A group of its own, so that its processes end with it.
-        worker = subprocess.Popen(command, cwd=REPOSITORY, env=self.environment, start_new_session=True)
+        worker = subprocess.Popen(
+            command, cwd=REPOSITORY, env=self.environment, start_new_session=True, stdout=subprocess.DEVNULL
+        )
         try:
             yield
         finally:
@@ -94,7 +99,9 @@ def find_celery(settings: Mapping[str, str]) -> Celery:
         "CELERY_BROKER": f"amqp://taskrunner:{settings['RABBITMQ_PASSWORD']}@{broker}:5672//",
         "CELERY_RESULTS": f"redis://:{settings['REDIS_PASSWORD']}@{cache}:6379/1",
     }
-    return Celery(python=Path(os.environ["CELERY_PYTHON"]).absolute(), environment={**os.environ, **addresses})
+    # It warns of root, which these workers may be.
+    environment = {**os.environ, **addresses, "PYTHONWARNINGS": "ignore"}
+    return Celery(python=Path(os.environ.get("CELERY_PYTHON") or CELERY_PYTHON), environment=environment)
 
 
 def find_address(settings: Mapping[str, str], service: str) -> str:
@@ -132,7 +139,9 @@ def create_tasks(api: Api, count: int) -> None:
             future.result()
 
 
-def alternate(rounds: int, ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[list[float], list[float]]:
+def alternate(
+    rounds: int, ours: Callable[[], float], theirs: Callable[[], float]
+) -> tuple[list[float], list[float]]:
     """Samples of both; who is first changes with each round."""
     samples: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds):
@@ -142,10 +151,9 @@ def alternate(rounds: int, ours: Callable[[], float], theirs: Callable[[], float
     return samples
 
 
-def compare(env_file: Path) -> Row:
+def compare(env_file: Path, *, count: int, rounds: int) -> Row:
     """Both in this one run."""
     settings = dict(read_settings(env_file.read_text(encoding="utf-8")))
-    count, rounds = (int(os.environ.get(name) or default) for name, default in _SIZES)
     api, database, celery = Api(gateway_url(settings)), Database(settings), find_celery(settings)
     with noop_executor(env_file, slots=SLOTS):
         measure_pipeline(api, database, WARM_UP_TASKS)
@@ -156,17 +164,18 @@ def compare(env_file: Path) -> Row:
             lambda: measure_pipeline(api, database, count),
             lambda: celery.measure(count, processes=processes),
         )
-    return Row(f"pipeline, {count} tasks", "/s", ours, f"Celery, {processes} processes", theirs)
-
-
-_SIZES = (("BENCH_TASKS", 10_000), ("BENCH_ROUNDS", 3))
+    return Row("whole pipeline, no-op tasks", "/s", ours, f"Celery, {processes} processes", theirs)
 
 
 def run() -> None:
-    row = compare(Path(os.environ["ENV_FILE"]))
-    print(f"\n{os.cpu_count()} cores\n")
+    count, rounds = (
+        int(os.environ.get(name) or default) for name, default in (("BENCH_TASKS", 10_000), ("BENCH_ROUNDS", 3))
+    )
+    row = compare(Path(os.environ["ENV_FILE"]), count=count, rounds=rounds)
+    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
+    print(f"\n{os.cpu_count()} cores, load {load} at the end\n")
     print_table([row])
-    print(WHAT_IS_COMPARED.format(slots=SLOTS, senders=8))
+    print(WHAT_IS_COMPARED.format(count=count, slots=SLOTS))
 
 
 if __name__ == "__main__":

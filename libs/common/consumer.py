@@ -180,7 +180,7 @@ class Consumer:
         # Kept here and not with pika: what a dying connection was asked to call back is lost with it.
         self._actions.append(action)
         connection = self._connection
-        # Once for all that comes up until then: each request wakes the thread, and that costs more than the action.
+        # Once for all that comes up until then: waking the thread costs more than the action.
         if connection is not None and self._asked is not connection:
             self._asked = connection
             with contextlib.suppress(pika.exceptions.ConnectionWrongStateError):
