@@ -5,6 +5,8 @@ MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
 VENV_STAMP := .venv/.requirements-installed
+# What `make bench` compares with, apart from what the project stands on.
+BENCH_STAMP := .venv-bench/.requirements-installed
 # For every Python that we support, and naming no index: that is each machine's own.
 COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 UNIT := not component and not integration and not faults and not failpoints and not mutations
@@ -114,18 +116,25 @@ tidy: $(VENV_STAMP) ## Format the code and fix what can be fixed
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(VENV_STAMP) ## Measure a system of its own against a bare loop over the engine
-	@deploy/with_test_stack.sh $(BIN)/python -m bench
+bench: $(VENV_STAMP) $(BENCH_STAMP) ## Measure a system of its own against bare loops, backlogs, and Celery: 15 minutes
+	@deploy/with_test_stack.sh bash -c '$(BIN)/python -m bench && $(BIN)/python -m bench.backlog'
+	@TEST_SETTINGS=LOG_LEVEL=warning deploy/with_test_stack.sh $(BIN)/python -m bench.pipeline
 
-bench-scale: $(VENV_STAMP) ## Measure a system with 6,000,000 tasks against the same one when it was empty: 15 minutes
+bench-scale: $(VENV_STAMP) ## Measure a system with 6,000,000 tasks against the same one when it was empty: 20 minutes
 	@deploy/with_test_stack.sh $(BIN)/python -m bench.scale
 
 requirements: $(VENV_STAMP) ## Compile requirements/*.in into hashed requirements/*.txt
 	@cd requirements && ../$(BIN)/uv $(COMPILE) runtime.in --output-file runtime.txt
 	@cd requirements && ../$(BIN)/uv $(COMPILE) dev.in --constraint runtime.txt --output-file dev.txt
+	@cd requirements && ../$(BIN)/uv $(COMPILE) bench.in --output-file bench.txt
 
 $(VENV_STAMP): requirements/dev.txt
 	@deploy/venv.sh
+	@touch $@
+
+$(BENCH_STAMP): requirements/bench.txt $(VENV_STAMP)
+	@$(BIN)/python -m venv .venv-bench
+	@.venv-bench/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/bench.txt
 	@touch $@
 
 ##@ Help

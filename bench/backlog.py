@@ -100,18 +100,18 @@ class Database:
         parameters = {"user_id": user_id, "count": count, "ahead": ahead, "pool": pool}
         self._connection.execute(_ADD, parameters | {"command": command, "args": list(args)})
 
-    def wait_until_done(self, user_id: uuid.UUID, *, seconds: float) -> None:
+    def wait_until_done(self, user_id: uuid.UUID, *, seconds: float, poll_seconds: float = 0.25) -> None:
         deadline = time.monotonic() + seconds
         while self.read(_OPEN, user_id):
             if time.monotonic() > deadline:
                 raise SystemExit(f"not done within {seconds:g} s: {self.read(_OPEN, user_id)} tasks are open")
-            time.sleep(0.25)
+            time.sleep(poll_seconds)
 
 
 @contextmanager
-def noop_executor(env_file: Path) -> Iterator[None]:
+def noop_executor(env_file: Path, *, slots: int = NOOP_SLOTS) -> Iterator[None]:
     """An executor that runs nothing, in the pool of the benchmark."""
-    options = {"EXECUTOR_RUNTIME": "noop", "EXECUTOR_POOLS": POOL, "EXECUTOR_SLOTS": str(NOOP_SLOTS)}
+    options = {"EXECUTOR_RUNTIME": "noop", "EXECUTOR_POOLS": POOL, "EXECUTOR_SLOTS": str(slots)}
     arguments = [word for name, value in options.items() for word in ("--env", f"{name}={value}")]
     command = ["deploy/compose.sh", "run", "--detach", "--no-deps", *arguments, "executor"]
     environment = {**os.environ, "ENV_FILE": str(env_file)}

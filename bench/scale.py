@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -96,8 +97,9 @@ def run() -> None:
     pending = int(os.environ.get("BENCH_PENDING") or 1_000_000)
     finished = int(os.environ.get("BENCH_FINISHED") or 5_000_000)
     say(f"nothing yet: filling it with {pending} pending and {finished} finished tasks")
+    began = time.monotonic()
     fill(owner, pending=pending, finished=finished)
-    say("the full system")
+    say(f"the full system, which took {time.monotonic() - began:.0f} s to fill")
     full = measure(api) | measure_full(api)
 
     print(f"\n{os.cpu_count()} cores, {pending} pending and {finished} finished tasks, one client\n")

@@ -2,6 +2,7 @@
 # Runs a command beside a fresh system of its own, and takes that down again. Usage: with_test_stack.sh COMMAND…
 #   TEST_PROJECT, TEST_PORT     its name and port, `task-runner-test` on 18000 unless given; its settings are in
 #                               deploy/.env.NAME, NAME being the project's without `task-runner-`
+#   TEST_SETTINGS               further settings of the system, as words: LOG_LEVEL=warning EXECUTORS=2
 #   TASKRUNNER_IMAGE            another name for the app image, when several clones test on one machine
 set -euo pipefail
 
@@ -21,8 +22,11 @@ flock --nonblock 9 || { echo 'waiting for another test run on this machine…' >
 "$here/clean.sh" "$PROJECT" 9>&-
 rm -f "$ENV_FILE"
 trap '"$here/clean.sh" "$PROJECT" 9>&-; rm -f "$ENV_FILE"' EXIT
+# Words, which a string must be split into.
+read -ra settings <<<"${TEST_SETTINGS:-}"
 # The tests sign up and in more often than any address of a real user, and don't wait for long pulls.
 "$here/up.sh" COMPOSE_PROJECT_NAME="$PROJECT" GATEWAY_BIND=127.0.0.1 GATEWAY_PORT="${TEST_PORT:-18000}" \
     ${TASKRUNNER_IMAGE:+"TASKRUNNER_IMAGE=$TASKRUNNER_IMAGE"} \
-    PULL_TIMEOUT_SECONDS=10 LOGIN_RATE=100000/minute LOGIN_ADDRESS_RATE=100000/minute SIGNUP_RATE=100000/hour 9>&-
+    PULL_TIMEOUT_SECONDS=10 LOGIN_RATE=100000/minute LOGIN_ADDRESS_RATE=100000/minute SIGNUP_RATE=100000/hour \
+    "${settings[@]}" 9>&-
 "$@" 9>&-

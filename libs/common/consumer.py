@@ -88,6 +88,8 @@ class Consumer:
         self._tags: dict[str, _Place] = {}
         self._in_hand: set[Delivery] = set()
         self._actions: deque[Callable[[], None]] = deque()
+        # The connection that was asked to call `_act`, and hasn't yet.
+        self._asked: pika.BlockingConnection | None = None
         self._ended = threading.Event()
 
     @property
@@ -178,11 +180,15 @@ class Consumer:
         # Kept here and not with pika: what a dying connection was asked to call back is lost with it.
         self._actions.append(action)
         connection = self._connection
-        if connection is not None:
+        # Once for all that comes up until then: waking the thread costs more than the action.
+        if connection is not None and self._asked is not connection:
+            self._asked = connection
             with contextlib.suppress(pika.exceptions.ConnectionWrongStateError):
                 connection.add_callback_threadsafe(self._act)
 
     def _act(self) -> None:
+        # Before the actions: what is put there from now on may come too late for this call.
+        self._asked = None
         while self._actions:
             self._actions.popleft()()
         self._balance()

@@ -35,8 +35,9 @@ class BaseSchema(ma.Schema):
         super().__init__(**kwargs)
         hooks = {tag for tag, methods in self._hooks.items() if methods}
         own_names = all(field.attribute is None for field in self.fields.values())
-        is_strict = self.unknown == ma.RAISE and not self.partial
-        self._loads_directly = own_names and is_strict and not hooks - {"pre_dump", "post_dump"}
+        is_whole = self.unknown in {ma.RAISE, ma.EXCLUDE} and not self.partial
+        self._loads_directly = own_names and is_whole and not hooks - {"pre_dump", "post_dump", "post_load"}
+        self._makes = "post_load" in hooks
         self._dumps_directly = own_names and not hooks & {"pre_dump", "post_dump"}
         self._required = frozenset(_key(field) for field in self.load_fields.values() if field.required)
         self._by_key = {_key(field): (name, field.deserialize) for name, field in self.load_fields.items()}
@@ -64,15 +65,22 @@ class BaseSchema(ma.Schema):
             return {key: write(obj[name], name, obj) for name, key, write in self._dumpers if name in obj}
         return super().dump(obj, many=many)
 
-    def _load_directly(self, data: dict[str, Any]) -> dict[str, Any]:
+    def _load_directly(self, data: dict[str, Any]) -> Any:
         """KeyError for an unknown or missing key, ValidationError for a bad value."""
         if not self._required <= data.keys():
             raise KeyError
         loaded = {name: default() if callable(default) else default for name, default in self._defaults}
         for key, value in data.items():
+            if key not in self._by_key and self.unknown == ma.EXCLUDE:
+                continue
             name, read = self._by_key[key]
             loaded[name] = read(value, key, data)
-        return loaded
+        return self._make(loaded, data) if self._makes else loaded
+
+    def _make(self, loaded: dict[str, Any], data: dict[str, Any]) -> Any:
+        return self._invoke_load_processors(
+            "post_load", loaded, many=False, original_data=data, partial=self.partial, unknown=self.unknown
+        )
 
 
 def _key(field: fields.Field[Any]) -> str:

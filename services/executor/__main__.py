@@ -65,7 +65,8 @@ class Executor:
             open_runtime=functools.partial(self._open_runtime, call_seconds=SIGNAL_TIMEOUT_SECONDS)
         )
         self._spool = Spool(directory=config.spool_directory, limit_bytes=config.spool_mb * MIB)
-        self._meter = Meter(config.cgroup_directory)
+        # What starts nothing has no control groups to be looked for.
+        self._meter = Meter(None if config.runtime == "noop" else config.cgroup_directory)
         self._prefetcher = Prefetcher(runtime=self._open_runtime(), limit=config.pull_limit)
         self._slots: Slots | None = None
         self._sync: Sync | None = None

@@ -98,15 +98,12 @@ class ReportSchema(_LenientSchema):
     cpu_seconds = Number(load_default=None, allow_none=True, validate=_SECONDS)
     pulled_seconds = Number(load_default=None, allow_none=True, validate=_SECONDS)
 
-    @ma.validates_schema
-    def check_outcome(self, data: dict[str, Any], **_kwargs: Any) -> None:
-        if data["event"] == "finished" and data["outcome"] is None:
-            raise ma.ValidationError("A finished run has an outcome.", "outcome")
-
     @ma.post_load
     def make(self, data: dict[str, Any], **_kwargs: Any) -> Report:
         event = data.pop("event")
         if event == "finished":
+            if data["outcome"] is None:
+                raise ma.ValidationError("A finished run has an outcome.", "outcome")
             return Finished(**data | {"outcome": Outcome(data["outcome"])})
         shared = {name: data[name] for name in ("run_id", "epoch", "container_id")}
         if event == "started":
