@@ -123,7 +123,7 @@ def test_what_only_the_moment_and_the_operator_forbid_is_named_by_its_place_too(
     assert list_tasks(user) == []
 
 
-def test_a_user_creates_no_batch_for_others_and_an_admin_does(user, other, admin, users):
+def test_a_user_creates_no_batch_for_others_and_an_admin_does(user, other, admin):
     task = {"image": "busybox", "userId": str(user.user_id)}
 
     assert create(other, {"image": "busybox"}, task).status_code == 403

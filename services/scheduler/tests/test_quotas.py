@@ -129,9 +129,7 @@ def test_the_owners_quota_counts_and_not_the_admins_who_creates_for_them(user, a
 
 
 @pytest.mark.component
-def test_over_the_running_quota_a_task_waits_and_says_so(
-    user, other, admin, executor, dispatcher, publisher
-):
+def test_over_the_running_quota_a_task_waits_and_says_so(user, other, admin, executor, dispatcher, publisher):
     set_quota(admin, user, running=1)
     tasks = [user.create(), user.create()]
     dispatcher.run_once()
