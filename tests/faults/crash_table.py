@@ -147,7 +147,7 @@ TABLE: Mapping[str, Crash] = {
             failpoint="run_delivered",
             name="message_lost",
             also=World.wipe_broker,
-            within=_all(60.0),
+            within=_all(31.0),
             recovered=is_claimed,
         ),
         Crash(
