@@ -64,7 +64,7 @@ class Celery:
 
     @contextmanager
     def workers(self, processes: int) -> Iterator[None]:
-        options = ["--pool=prefork", f"--concurrency={processes}", "--loglevel=warning"]
+        options = ["--pool=prefork", f"--concurrency={processes}", "--loglevel=error"]
         options += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         command = [self.python, "-m", "celery", "--quiet", "--app=bench.celery_app", "worker", *options]
         # A group of its own, so that its processes end with it.
