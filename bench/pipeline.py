@@ -1,7 +1,7 @@
 """The whole pipeline with tasks that do nothing, against Celery's on the same broker, cache and machine.
 
     python -m bench.pipeline      the settings file of a running system is named by ENV_FILE; its LOG_LEVEL should
-                                  be warning, as Celery's is
+                                  be warning, since Celery's workers log no task either
     CELERY_PYTHON                 the interpreter that has Celery, that of .venv-bench unless given
     BENCH_TASKS, BENCH_ROUNDS     how many tasks a round, and how many rounds, 10,000 and 3 unless given
 
@@ -43,7 +43,7 @@ CELERY_PROCESSES = (2, 4)
 STOP_SECONDS = 30.0
 
 WHAT_IS_COMPARED = """
-both     {count} tasks a round, from the first request to the last end; nothing but warnings is logged.
+both     {count} tasks a round, from the first request to the last end; no side logs single tasks.
 ours     POST /api/tasks/batch through the gateway: token verified, fields validated, rows in PostgreSQL, fsynced
          before the 201. Dispatch by priority, fair share and quota; a quorum queue with confirmed publishes; a
          claim with a lease; a report; state, times, receipt and exit code in PostgreSQL, fsynced. Any part may be

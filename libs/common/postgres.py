@@ -164,7 +164,7 @@ def on_connection(pool: Pool, work: Callable[[Connection], Result], *, attempts:
 
 def ping(pool: Pool) -> None:
     """Raise when the database doesn't answer; for `/readyz`."""
-    with pool.connection(timeout=2.0) as connection:
+    with pool.connection(timeout=_CHECK_SECONDS) as connection:
         connection.execute("SELECT 1")
 
 

@@ -61,7 +61,7 @@ def build_app(config: GatewayConfig, stopping: threading.Event) -> Flask:
         signup_rate=config.signup_rate,
     )
 
-    app = create_service_app("gateway", checks=_checks(users, scheduler, cache))
+    app = create_service_app("gateway", checks=_checks(users, scheduler, output, cache))
     bound_pauses(app)
     refuse_odd_targets(app)
     upstreams = {USERS: users, SCHEDULER: scheduler, SCHEDULER_LOGS: output}
@@ -81,7 +81,7 @@ def build_app(config: GatewayConfig, stopping: threading.Event) -> Flask:
     return app
 
 
-def _checks(users: Upstream, scheduler: Upstream, cache: Cache) -> list[Check]:
+def _checks(users: Upstream, scheduler: Upstream, output: Upstream, cache: Cache) -> list[Check]:
     def ask_redis() -> None:
         try:
             cache.ping()
@@ -90,9 +90,10 @@ def _checks(users: Upstream, scheduler: Upstream, cache: Cache) -> list[Check]:
             raise ConnectionError("does not answer") from error
 
     return [
-        # Without users nobody can be let in; without the scheduler or Redis everything else still works.
+        # Without users nobody can be let in; without any of the others everything else still works.
         Check("users", lambda: _ask_if_alive(users)),
         Check("scheduler", lambda: _ask_if_alive(scheduler), required=False),
+        Check("scheduler-logs", lambda: _ask_if_alive(output), required=False),
         Check("redis", ask_redis, required=False),
     ]
 

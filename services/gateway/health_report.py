@@ -11,7 +11,8 @@ from typing import Any
 from libs.common.errors import ApiError
 from services.gateway.upstream import Call, Upstream
 
-PROBE_SECONDS = 2.0
+# Longer than a part takes to find out that what it depends on is silent: its answer says what.
+PROBE_SECONDS = 5.0
 # Anyone may ask; however many do, the services are asked once in this time.
 REUSE_SECONDS = 1.0
 

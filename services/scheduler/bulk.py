@@ -52,7 +52,7 @@ class BulkTasks:
         if answer := once.find(self._pool):
             return answer
         new = self._prepare_all(identity, tasks, request_id)
-        return self._tasks.insert_once(once, lambda _connection: new)
+        return self._tasks.insert_once(once, new)
 
     def cancel(self, identity: Identity, body: Mapping[str, Any]) -> Counts:
         """Stop each task as its own cancel would. Tasks that have ended, or are being stopped, don't change."""

@@ -87,7 +87,7 @@ class Tasks:
         if answer := once.find(self._pool):
             return answer
         new = self.prepare(identity, fields, request_id=request_id)
-        return self.insert_once(once, lambda _connection: [new])
+        return self.insert_once(once, [new])
 
     def rerun(self, identity: Identity, task_id: UUID, *, request_id: str, once: OnceCreated) -> Answer:
         """A new task of the same owner with the same definition, due now, whatever became of the first one."""
@@ -101,7 +101,7 @@ class Tasks:
                 "The task can't be run again: its user was deleted.", errors={"userId": ["There is no such user."]}
             )
         new = self.prepare_rerun(task, new_id=uuid.uuid4(), request_id=request_id)
-        return self.insert_once(once, lambda _connection: [new])
+        return self.insert_once(once, [new])
 
     def has_owner(self, identity: Identity, user_id: UUID) -> bool:
         """Whether the user of a task is still there: tasks outlive theirs."""
@@ -122,14 +122,14 @@ class Tasks:
             raise Invalid("The task can't be run again; see errors.", errors=errors)
         return new
 
-    def insert_once(self, once: OnceCreated, make: Callable[[Connection], Sequence[NewTask]]) -> Answer:
-        """Insert what `make` gives, and announce it when it is committed. Raises as `insert`."""
+    def insert_once(self, once: OnceCreated, new: Sequence[NewTask]) -> Answer:
+        """Insert the tasks, and announce them when they are committed. Raises as `insert`."""
         created: list[Task] = []
         line = self._line.read()
 
         def work(connection: Connection) -> list[dict[str, Any]]:
             failpoints.reach("task_not_committed")
-            created[:] = self.insert(connection, make(connection))
+            created[:] = self.insert(connection, new)
             return [_to_view(task, _decide_waiting(task, line)) for task in created]
 
         answer = once.run(self._pool, work)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -71,6 +72,7 @@ AWAY = {
         readiness={
             "users": (503, "postgres"),
             "scheduler": (503, "postgres"),
+            "scheduler-logs": (503, "postgres"),
             "scheduler-loops": (503, "postgres"),
         },
     ),
@@ -97,8 +99,13 @@ AWAY = {
         readiness={"gateway": (200, "scheduler"), "executor": (503, "scheduler")},
     ),
     "scheduler-loops": Told(create=201, read=200, login=200, health=503, readiness={"scheduler": (200, "loops")}),
+    "scheduler-logs": Told(
+        create=201, read=200, login=200, health=503, readiness={"gateway": (200, "scheduler-logs")}
+    ),
     "executor": Told(create=201, read=200, login=200, health=503, readiness={"scheduler": (200, "executors")}),
 }
+
+ASKED_BY_HEALTH = ("users", "scheduler", "scheduler-logs", "scheduler-loops")
 
 
 @contextmanager
@@ -126,6 +133,11 @@ def read_metric(stack: Stack, service: str, name: str) -> float:
     _, text = read(stack, service, "/metrics")
     lines = [line for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def _health_names(anyone: Api, part: str, check: str) -> bool:
+    checks: dict[str, Any] = anyone.get("/api/health").json()["services"][part].get("checks", {})
+    return checks.get(check, {}).get("status") == "down"
 
 
 def list_down(text: str) -> list[str]:
@@ -169,6 +181,12 @@ def test_users_and_operators_are_told_the_truth_while_a_part_is_away(stack: Stac
             )
             assert read(stack, other, "/readyz")[0] == status
             assert read(stack, other, "/livez")[0] == 200
+            if other in ASKED_BY_HEALTH:
+                wait_until(
+                    partial(_health_names, anyone, other, check),
+                    what=f"health said that {check} is down for {other}",
+                    seconds=NOTICED_SECONDS,
+                )
 
     if told.create == 201:
         user.api.wait_for(created.json()["id"], "completed", seconds=END_SECONDS)

@@ -503,4 +503,4 @@ def test_readiness_names_each_dependency(gateway, services: StubServices):
     body = json.loads(requests.get(f"{gateway}/readyz").text)
 
     assert body["status"] == "ready"
-    assert set(body["checks"]) == {"users", "scheduler", "redis"}
+    assert set(body["checks"]) == {"users", "scheduler", "scheduler-logs", "redis"}
