@@ -116,11 +116,11 @@ tidy: $(VENV_STAMP) ## Format the code and fix what can be fixed
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(VENV_STAMP) $(BENCH_STAMP) ## Measure a system of its own against bare loops, backlogs, and Celery: 15 minutes
+bench: $(VENV_STAMP) $(BENCH_STAMP) ## Measure a system of its own against bare loops, backlogs, and Celery
 	@deploy/with_test_stack.sh bash -c '$(BIN)/python -m bench && $(BIN)/python -m bench.backlog'
 	@TEST_SETTINGS=LOG_LEVEL=warning deploy/with_test_stack.sh $(BIN)/python -m bench.pipeline
 
-bench-scale: $(VENV_STAMP) ## Measure a system with 6,000,000 tasks against the same one when it was empty: 20 minutes
+bench-scale: $(VENV_STAMP) ## Measure a system with 6,000,000 tasks against the same one when it was empty
 	@deploy/with_test_stack.sh $(BIN)/python -m bench.scale
 
 requirements: $(VENV_STAMP) ## Compile requirements/*.in into hashed requirements/*.txt

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -59,16 +59,23 @@ SELECT extract(epoch FROM r.started_at - t.due_at) * 1000
 """
 
 
+def find_address(settings: Mapping[str, str], service: str) -> str:
+    """Of a server of the composed system, on its own network, which the host alone reaches besides."""
+    labels = [
+        f"com.docker.compose.project={settings['COMPOSE_PROJECT_NAME']}",
+        f"com.docker.compose.service={service}",
+    ]
+    (container,) = docker.from_env().containers.list(filters={"label": labels})
+    (network,) = container.attrs["NetworkSettings"]["Networks"].values()
+    return str(network["IPAddress"])
+
+
 class Database:
     """The composed system's own, as its owner; it is reachable from its host alone."""
 
-    def __init__(self, settings: dict[str, str]) -> None:
-        label = f"com.docker.compose.project={settings['COMPOSE_PROJECT_NAME']}"
-        filters = {"label": [label, "com.docker.compose.service=postgres"]}
-        (container,) = docker.from_env().containers.list(filters=filters)
-        (network,) = container.attrs["NetworkSettings"]["Networks"].values()
+    def __init__(self, settings: Mapping[str, str]) -> None:
         self._connection = psycopg.connect(
-            host=network["IPAddress"],
+            host=find_address(settings, "postgres"),
             user="taskrunner",
             password=settings["POSTGRES_PASSWORD"],
             dbname="taskrunner",

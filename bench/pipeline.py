@@ -22,10 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import docker
-
 from bench.api import Api
-from bench.backlog import POOL, Database, noop_executor
+from bench.backlog import POOL, Database, find_address, noop_executor
 from bench.report import Row, print_table, say
 from deploy.environment import gateway_url, read_settings
 
@@ -102,17 +100,6 @@ def find_celery(settings: Mapping[str, str]) -> Celery:
     # It warns of root, which these workers may be.
     environment = {**os.environ, **addresses, "PYTHONWARNINGS": "ignore"}
     return Celery(python=Path(os.environ.get("CELERY_PYTHON") or CELERY_PYTHON), environment=environment)
-
-
-def find_address(settings: Mapping[str, str], service: str) -> str:
-    """Of a server of the composed system, on its own network, which the host alone reaches besides."""
-    labels = [
-        f"com.docker.compose.project={settings['COMPOSE_PROJECT_NAME']}",
-        f"com.docker.compose.service={service}",
-    ]
-    (container,) = docker.from_env().containers.list(filters={"label": labels})
-    (network,) = container.attrs["NetworkSettings"]["Networks"].values()
-    return str(network["IPAddress"])
 
 
 def measure_pipeline(api: Api, database: Database, count: int) -> float:
