@@ -72,6 +72,7 @@ def test_secrets_stay_out_of_the_printed_config(read):
         ("INSTANCE", "a b"),
         ("TASK_NETWORK_DENY", "10.0.0.1/8"),
         ("PULL_TIMEOUT_SECONDS", "-1"),
+        ("PULL_TIMEOUT_SECONDS", "0"),
         ("EXECUTOR_SPOOL_MB", "0"),
         ("EXECUTOR_RUNTIME", "podman"),
     ],

@@ -60,6 +60,12 @@ def test_an_image_is_pulled_by_digest(runtime: DockerRuntime, registry: FakeRegi
     assert runtime.find_image(image) == registry.digest
 
 
+@pytest.mark.parametrize("image", ["scratch", "host.example:99999/tool:1"])
+def test_a_name_that_no_image_can_have_is_not_blamed_on_a_registry(runtime: DockerRuntime, image: str):
+    with pytest.raises(rt.InvalidReference):
+        runtime.pull(image, limit=LIMIT, on_open=_ignore)
+
+
 @pytest.mark.parametrize("name", ["unknown:1", "denied:1"])
 def test_an_image_that_the_registry_does_not_give_is_not_found(
     runtime: DockerRuntime, registry: FakeRegistry, name: str

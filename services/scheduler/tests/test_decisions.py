@@ -83,6 +83,28 @@ def test_a_pending_task_waits_for_one_thing(capacity, due_in, attempts, lost, co
     assert waiting.code == code
 
 
+@pytest.mark.parametrize(
+    ("ahead", "code", "text"), [(0, "slot", "It is next"), (1, "behind_others", "1 other task goes")]
+)
+def test_the_first_in_line_waits_for_a_slot_and_not_for_others(ahead, code, text):
+    waiting = decide_waiting(
+        status=TaskStatus.PENDING,
+        due_at=NOW,
+        attempts=0,
+        max_attempts=1,
+        lost_count=0,
+        run_status=None,
+        is_published=False,
+        capacity=Capacity(1, 4, 4),
+        now=NOW,
+        ahead=ahead,
+    )
+
+    assert waiting is not None
+    assert waiting.code == code
+    assert waiting.text.startswith(text)
+
+
 @given(st.binary(max_size=300))
 def test_any_output_becomes_text_that_json_can_hold(data):
     text = decode_result(data)

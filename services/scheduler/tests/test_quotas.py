@@ -87,6 +87,19 @@ def test_of_requests_that_come_at_once_exactly_as_many_are_accepted_as_the_quota
 
 
 @pytest.mark.component
+@pytest.mark.parametrize("quota", [{"queued": 2}, {"createdPerMinute": 2}, {"queued": 0}, {"createdPerMinute": 0}])
+def test_who_asks_for_more_than_a_quota_can_ever_hold_is_not_told_to_come_back(user, admin, quota):
+    set_quota(admin, user, **quota)
+
+    answer = user("POST", "/api/tasks/batch", json={"tasks": [{"image": "busybox"}] * 3})
+
+    assert answer.status_code == 429
+    assert "3 are to be created" in answer.json["detail"]
+    assert "never fits" in answer.json["detail"]
+    assert "Try again" not in answer.json["detail"]
+
+
+@pytest.mark.component
 def test_a_full_queue_has_room_again_when_something_has_started_or_was_cancelled(
     user, admin, executor, dispatcher, publisher
 ):
