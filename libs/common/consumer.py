@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import random
 import threading
 import time
@@ -43,10 +44,7 @@ class ConsumingEnded(Exception):
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """A message in hand. `taken` is set by its owner once the broker needn't deliver it again to anybody.
-
-    The rest belongs to the consumer's thread; `channel` is None once there is nothing left to acknowledge.
-    """
+    """A message in hand. `taken` is set by its owner once the broker needn't deliver it again to anybody."""
 
     body: bytes
     request_id: str | None
@@ -54,16 +52,7 @@ class Delivery:
     tag: str
     queue: str
     delivery_tag: int
-    channel: Any
     taken: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A consumer tag's queue, and the message that it has in hand."""
-
-    queue: str
-    delivery: Delivery | None = None
 
 
 class Consumer:
@@ -83,10 +72,18 @@ class Consumer:
         self._connection: pika.BlockingConnection | None = None
         self._channel: Any = None
         self._capacity = 0
-        # Live tags, each with its queue and what it has in hand; and all that is in hand, also from tags and
-        # connections now gone.
-        self._tags: dict[str, _Place] = {}
+        # All that is in hand, also from tags and connections now gone.
         self._in_hand: set[Delivery] = set()
+        # Of this connection: live tags with a message in hand, those of each queue without one, and what isn't
+        # acknowledged, in the broker's order.
+        self._busy: set[str] = set()
+        self._idle: dict[str, set[str]] = {queue: set() for queue in queues}
+        self._unacked: dict[int, Delivery] = {}
+        # Delivery tags that `_act` acknowledges when it has done all else.
+        self._accepted: list[int] = []
+        # When to look whether a message may be acknowledged early.
+        self._early: deque[tuple[float, Delivery]] = deque()
+        self._early_timer: object = None
         self._actions: deque[Callable[[], None]] = deque()
         # The connection that was asked to call `_act`, and hasn't yet.
         self._asked: pika.BlockingConnection | None = None
@@ -104,15 +101,15 @@ class Consumer:
 
     def done(self, delivery: Delivery) -> None:
         """The place is free again; acknowledges the message if that hasn't happened."""
-        self._call(functools.partial(self._finish, delivery, _accept))
+        self._call(functools.partial(self._finish, delivery, self._accept))
 
     def reject(self, delivery: Delivery) -> None:
         """Nobody can use this message: into the dead letters with it. The place is free again."""
-        self._call(functools.partial(self._finish, delivery, _reject))
+        self._call(functools.partial(self._finish, delivery, self._reject))
 
     def give_back(self, delivery: Delivery) -> None:
         """Somebody else shall have it. The place is free again: take it away first, or it may come back here."""
-        self._call(functools.partial(self._finish, delivery, _requeue))
+        self._call(functools.partial(self._finish, delivery, self._requeue))
 
     def end(self) -> None:
         """Close the connection and end the loop. What isn't acknowledged, the broker delivers to another."""
@@ -166,9 +163,13 @@ class Consumer:
     def _disconnect(self) -> None:
         """Tags die with their channel; what is in hand goes on, and its acknowledgement is nobody's business."""
         connection, self._connection, self._channel = self._connection, None, None
-        self._tags.clear()
-        for delivery in self._in_hand:
-            delivery.channel = None
+        self._busy.clear()
+        for idle in self._idle.values():
+            idle.clear()
+        self._unacked.clear()
+        self._accepted.clear()
+        self._early.clear()
+        self._early_timer = None
         if connection is not None and connection.is_open:
             try:
                 connection.close()
@@ -191,6 +192,7 @@ class Consumer:
         self._asked = None
         while self._actions:
             self._actions.popleft()()
+        self._acknowledge()
         self._balance()
 
     def _balance(self) -> None:
@@ -198,25 +200,20 @@ class Consumer:
         if self._channel is None:
             return
         free = self._count_free()
-        for queue in self._queues:
-            idle = self._list_idle(queue)
+        for queue, idle in self._idle.items():
             while len(idle) > free:
-                tag = idle.pop()
-                del self._tags[tag]
                 # What the broker has sent to it meanwhile, pika gives back.
-                self._channel.basic_cancel(tag)
+                self._channel.basic_cancel(idle.pop())
             for _ in range(free - len(idle)):
                 tag = self._channel.basic_consume(queue, functools.partial(self._receive, queue))
-                self._tags.setdefault(tag, _Place(queue))
+                if tag not in self._busy:
+                    idle.add(tag)
 
     def _count_free(self) -> int:
         """How many more messages may come. One that is in hand counts, also when its tag is gone."""
         return max(self._capacity - len(self._in_hand), 0)
 
-    def _list_idle(self, queue: str) -> list[str]:
-        return [tag for tag, place in self._tags.items() if place.queue == queue and place.delivery is None]
-
-    def _receive(self, queue: str, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+    def _receive(self, queue: str, _channel: Any, method: Any, properties: Any, body: bytes) -> None:
         headers = properties.headers or {}
         delivery = Delivery(
             body=body,
@@ -225,60 +222,91 @@ class Consumer:
             tag=method.consumer_tag,
             queue=queue,
             delivery_tag=method.delivery_tag,
-            channel=channel,
         )
-        self._tags[delivery.tag] = _Place(queue, delivery)
+        self._idle[queue].discard(delivery.tag)
+        self._busy.add(delivery.tag)
         self._in_hand.add(delivery)
+        self._unacked[delivery.delivery_tag] = delivery
         if len(self._queues) > 1:
             # The others have one place fewer.
             self._balance()
         self._check_later(delivery)
         self._on_delivery(delivery)
 
+    def _is_unacked(self, delivery: Delivery) -> bool:
+        """Whether this connection has it to acknowledge: the numbers begin anew with each."""
+        return self._unacked.get(delivery.delivery_tag) is delivery
+
     def _check_later(self, delivery: Delivery) -> None:
+        self._early.append((time.monotonic() + EARLY_ACK_SECONDS, delivery))
+        if self._early_timer is None:
+            self._set_early_timer(EARLY_ACK_SECONDS)
+
+    def _set_early_timer(self, seconds: float) -> None:
         if self._connection is not None:
-            self._connection.call_later(EARLY_ACK_SECONDS, functools.partial(self._ack_early, delivery))
+            self._early_timer = self._connection.call_later(seconds, self._ack_early)
 
-    def _ack_early(self, delivery: Delivery) -> None:
-        if delivery not in self._in_hand or delivery.channel is None or delivery.channel is not self._channel:
-            return
-        if not delivery.taken:
-            self._check_later(delivery)
-            return
-        # Cancel first: on one channel the broker does both in this order, and never delivers to a busy place.
-        self._tags.pop(delivery.tag, None)
-        self._channel.basic_cancel(delivery.tag)
-        self._channel.basic_ack(delivery.delivery_tag)
-        delivery.channel = None
+    def _ack_early(self) -> None:
+        """Acknowledge what is taken and takes long; one timer for all, since most have ended by their time."""
+        self._early_timer = None
+        now = time.monotonic()
+        while self._early and (self._early[0][0] <= now or not self._is_unacked(self._early[0][1])):
+            _, delivery = self._early.popleft()
+            if not self._is_unacked(delivery):
+                continue
+            if not delivery.taken:
+                self._early.append((now + EARLY_ACK_SECONDS, delivery))
+                continue
+            # Cancel first: on one channel the broker does both in this order, and never delivers to a busy place.
+            self._give_up_place(delivery)
+            del self._unacked[delivery.delivery_tag]
+            self._channel.basic_ack(delivery.delivery_tag)
+        if self._early:
+            self._set_early_timer(self._early[0][0] - now)
 
-    def _finish(self, delivery: Delivery, settle: Callable[[Any, int], None]) -> None:
+    def _finish(self, delivery: Delivery, settle: Callable[[int], None]) -> None:
         if delivery not in self._in_hand:
             return
         self._in_hand.discard(delivery)
-        if delivery.channel is not None and delivery.channel is self._channel:
+        if self._is_unacked(delivery):
             self._free_place(delivery)
-            settle(self._channel, delivery.delivery_tag)
-        delivery.channel = None
+            settle(delivery.delivery_tag)
 
     def _free_place(self, delivery: Delivery) -> None:
         """Before the acknowledgement: keep the place for another message, or give it up when there is no room."""
-        if len(self._list_idle(delivery.queue)) < self._count_free():
-            self._tags[delivery.tag] = _Place(delivery.queue)
+        if len(self._idle[delivery.queue]) < self._count_free():
+            self._busy.discard(delivery.tag)
+            self._idle[delivery.queue].add(delivery.tag)
         else:
-            self._tags.pop(delivery.tag, None)
-            self._channel.basic_cancel(delivery.tag)
+            self._give_up_place(delivery)
 
+    def _give_up_place(self, delivery: Delivery) -> None:
+        self._busy.discard(delivery.tag)
+        self._channel.basic_cancel(delivery.tag)
 
-def _accept(channel: Any, delivery_tag: int) -> None:
-    channel.basic_ack(delivery_tag)
+    def _accept(self, delivery_tag: int) -> None:
+        self._accepted.append(delivery_tag)
 
+    def _reject(self, delivery_tag: int) -> None:
+        del self._unacked[delivery_tag]
+        self._channel.basic_reject(delivery_tag, requeue=False)
 
-def _reject(channel: Any, delivery_tag: int) -> None:
-    channel.basic_reject(delivery_tag, requeue=False)
+    def _requeue(self, delivery_tag: int) -> None:
+        del self._unacked[delivery_tag]
+        self._channel.basic_reject(delivery_tag, requeue=True)
 
-
-def _requeue(channel: Any, delivery_tag: int) -> None:
-    channel.basic_reject(delivery_tag, requeue=True)
+    def _acknowledge(self) -> None:
+        """What was accepted: with one frame all that is older than anything in hand, then each of the others."""
+        for delivery_tag in self._accepted:
+            del self._unacked[delivery_tag]
+        oldest = next(iter(self._unacked), math.inf)
+        older = [delivery_tag for delivery_tag in self._accepted if delivery_tag < oldest]
+        if older:
+            self._channel.basic_ack(max(older), multiple=True)
+        for delivery_tag in self._accepted:
+            if delivery_tag > oldest:
+                self._channel.basic_ack(delivery_tag)
+        self._accepted.clear()
 
 
 def _nothing() -> None:

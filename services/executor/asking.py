@@ -58,7 +58,7 @@ class Asking:
             except rt.EngineFault as error:
                 log.warning("engine_faulty", tries=tries, error=str(error))
                 failure = error
-            self._run.closed.wait(next(pauses))
+            self._run.wait_closed(next(pauses))
             if self._run.released:
                 raise LetGo("released") from failure
         raise NoAnswer(failure) from failure

@@ -9,8 +9,8 @@ was settled, so that until then every crash leaves something to be found.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
@@ -23,7 +23,7 @@ from services.executor.container_options import container_options
 from services.executor.following import Ended, Following, lost
 from services.executor.held_run import FinishedReport, HeldRun, StartedReport
 from services.executor.meter import UNKNOWN, Usage
-from services.executor.metrics import PHASE_DURATION, RUNS
+from services.executor.metrics import PHASES, RUNS
 from services.executor.outcome import (
     Outcome,
     decide_name_taken,
@@ -160,7 +160,7 @@ class Execution:
             self._check_may_begin()
             failpoints.reach("container_not_created")
             try:
-                with _phase("create"):
+                with PHASES["create"].time():
                     return self._runtime.create(str(spec.task_id), options)
             except rt.ImageMissing as error:
                 if pulled:
@@ -187,7 +187,7 @@ class Execution:
             raise Ended(decide_start_failure(error)) from error
         log.warning("container_not_created", tries=self._fruitless, error=str(error))
         # The first time it is tried again at once: most often the engine was just away.
-        self._run.disturbed.wait(FRUITLESS_PAUSE_SECONDS * (2 ** (self._fruitless - 1) - 1))
+        self._run.pause(FRUITLESS_PAUSE_SECONDS * (2 ** (self._fruitless - 1) - 1))
 
     def _pull(self) -> bool:
         """False when the engine went away meanwhile."""
@@ -196,7 +196,7 @@ class Execution:
         began = time.monotonic()
         self._run.pulling = True
         try:
-            with _phase("pull"):
+            with PHASES["pull"].time():
                 self._runtime.pull(spec.image, limit=self._tools.pull_limit, on_open=self._run.while_pulling)
         except rt.PullInterrupted:
             # Released or stopped: the next check says which.
@@ -251,7 +251,7 @@ class Execution:
             log.warning("leftover_in_the_way")
         if time.monotonic() - self._name_taken_since > LEFTOVER_SECONDS:
             raise too_long()
-        self._run.disturbed.wait(LEFTOVER_PAUSE_SECONDS)
+        self._run.pause(LEFTOVER_PAUSE_SECONDS)
 
     def _is_own_creation(self, state: rt.ContainerState) -> bool:
         """Created by this process for this epoch, by a create whose answer was lost, and never started."""
@@ -270,7 +270,7 @@ class Execution:
         self._meter(container_id)
         failpoints.reach("container_not_started")
         try:
-            with _phase("start"):
+            with PHASES["start"].time():
                 self._runtime.start(container_id)
         except rt.ContainerGone as error:
             raise Ended(lost("its container was removed before it was started")) from error
@@ -349,7 +349,7 @@ class Execution:
         self._tools.stops.watch(self._run, container_id=container_id, ran_for=ran_for)
 
     def _follow(self, container_id: str) -> rt.ContainerState:
-        with _phase("run"):
+        with PHASES["run"].time():
             return self._following.follow(container_id)
 
     # Closing.
@@ -396,14 +396,14 @@ class Execution:
             return state.image_id
 
     def _wait_settled(self) -> None:
-        with _phase("report"):
-            self._run.closed.wait()
+        with PHASES["report"].time():
+            self._run.wait_closed()
         if not self._run.settled:
             raise LetGo("released")
 
     def _remove(self, container_id: str) -> None:
         try:
-            with _phase("remove"):
+            with PHASES["remove"].time():
                 self._runtime.remove(container_id)
         except rt.RuntimeFailure as error:
             # The run is closed, and its slot is wanted; the reaper comes by later.
@@ -425,9 +425,3 @@ def _get_end(state: rt.ContainerState) -> datetime | None:
     if state.finished_at is None or state.started_at is None:
         return state.finished_at
     return max(state.started_at, state.finished_at)
-
-
-@contextmanager
-def _phase(name: str) -> Iterator[None]:
-    with PHASE_DURATION.labels(name).time():
-        yield

@@ -75,7 +75,7 @@ class Following:
                 self._check_exit_across_gap(state)
                 return state
             self.note_running()
-            self._run.closed.wait(next(pauses))
+            self._run.wait_closed(next(pauses))
 
     def note_running(self) -> None:
         """Whatever went wrong with the engine before did not end it."""
@@ -98,7 +98,7 @@ class Following:
             for _ in range(COPY_TRIES):
                 if self._read_copy(container_id):
                     return
-                self._run.closed.wait(COPY_PAUSE_SECONDS)
+                self._run.wait_closed(COPY_PAUSE_SECONDS)
         log.warning("output_incomplete")
         self._run.output.mark_missing()
 

@@ -70,26 +70,21 @@ class HeldRun:
         self.started: StartedReport | None = None
         self.finished: FinishedReport | None = None
         self.pulling = False
-        self.closed = threading.Event()
-        # Set with `closed`, and when a stop is asked: a pause before another try ends with it.
-        self.disturbed = threading.Event()
+        self.key = (str(spec.run_id), epoch)
         self._settled = False
         self._released = False
         self._renewed_at = renewed_at
         self._clock = clock
-        self._lock = threading.Lock()
+        # Notified when the run is closed, and when a stop is asked.
+        self._changed = threading.Condition()
         self._interrupt: Interrupt | None = None
         self._stop_interrupts = False
-
-    @property
-    def key(self) -> tuple[str, int]:
-        return str(self.spec.run_id), self.epoch
 
     @property
     def log_ids(self) -> dict[str, Any]:
         return {
             "task_id": str(self.spec.task_id),
-            "run_id": str(self.spec.run_id),
+            "run_id": self.key[0],
             "request_id": self.spec.request_id,
         }
 
@@ -111,35 +106,49 @@ class HeldRun:
         """The scheduler renewed the lease in a sync that was sent `at`."""
         self._renewed_at = max(self._renewed_at, at)
 
+    @property
+    def closed(self) -> bool:
+        """Settled or released: the run's thread has nothing to wait for any more."""
+        return self._settled or self._released
+
+    def wait_closed(self, seconds: float | None = None) -> bool:
+        """Whether it was closed within so many seconds; None: however long that takes."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.closed, seconds)
+
+    def pause(self, seconds: float) -> None:
+        """Before another try; cut short when the run is closed or a stop is asked."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.closed or self.stop_asked is not None, seconds)
+
     def settle(self) -> None:
-        self._settled = True
-        self.closed.set()
-        self.disturbed.set()
+        with self._changed:
+            self._settled = True
+            self._changed.notify_all()
 
     def release(self) -> None:
         """Let go, and break off what the run's thread waits for."""
-        with self._lock:
+        with self._changed:
             self._released = True
             interrupt = self._interrupt
-        self.closed.set()
-        self.disturbed.set()
+            self._changed.notify_all()
         if interrupt is not None:
             interrupt()
 
     def break_stream(self) -> None:
         """Break off what the run's thread waits for, so that it looks at its container again."""
-        with self._lock:
+        with self._changed:
             interrupt = self._interrupt if not self._stop_interrupts else None
         if interrupt is not None:
             interrupt()
 
     def ask_stop(self, reason: StopReason) -> None:
-        with self._lock:
+        with self._changed:
             if self.stop_asked is not None:
                 return
             self.stop_asked = reason
             interrupt = self._interrupt if self._stop_interrupts else None
-        self.disturbed.set()
+            self._changed.notify_all()
         if interrupt is not None:
             interrupt()
 
@@ -152,7 +161,7 @@ class HeldRun:
         self._set_interrupt(interrupt, stop_interrupts=False)
 
     def _set_interrupt(self, interrupt: Interrupt, *, stop_interrupts: bool) -> None:
-        with self._lock:
+        with self._changed:
             self._interrupt = interrupt
             self._stop_interrupts = stop_interrupts
             too_late = self._released or (stop_interrupts and self.stop_asked is not None)

@@ -6,12 +6,13 @@ from prometheus_client import Counter, Gauge, Histogram
 
 SLOTS = Gauge("taskrunner_executor_slots", "Runs that this executor may execute at a time.")
 SLOTS_USED = Gauge("taskrunner_executor_slots_used", "Runs that may have a container at work.")
-PHASE_DURATION = Histogram(
+_PHASE_DURATION = Histogram(
     "taskrunner_executor_phase_duration_seconds",
     "Time of one step of a run: pull, create, start, run, report, remove.",
     ["phase"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
 )
+PHASES = {name: _PHASE_DURATION.labels(name) for name in ("pull", "create", "start", "run", "report", "remove")}
 RUNS = Counter("taskrunner_executor_runs_total", "Runs that ended here.", ["outcome", "reason"])
 DEAD_LETTERED = Counter(
     "taskrunner_executor_dead_lettered_total", "Messages that could not be read, rejected into the dead letters."

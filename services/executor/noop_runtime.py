@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,11 +19,10 @@ class NoopRuntime:
     def describe(self) -> rt.EngineInfo:
         return rt.EngineInfo(engine_id="noop", host="noop", version="0", now=utc_now())
 
-    def create(self, name: str, options: Mapping[str, Any]) -> str:  # noqa: ARG002  The Protocol's signature.
-        container_id = uuid.uuid4().hex
+    def create(self, name: str, options: Mapping[str, Any]) -> str:
         now = utc_now()
-        self._containers[container_id] = rt.ContainerState(
-            container_id=container_id,
+        self._containers[name] = rt.ContainerState(
+            container_id=name,
             status="exited",
             exit_code=0,
             oom_killed=False,
@@ -34,7 +32,7 @@ class NoopRuntime:
             image_id="noop",
             labels=options["Labels"],
         )
-        return container_id
+        return name
 
     def start(self, container_id: str) -> None:
         """Nothing is started."""

@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
+from uuid import UUID
 
 import structlog
 
@@ -19,7 +20,7 @@ from services.executor.metrics import ADOPTED, CLAIMS_REFUSED, DEAD_LETTERED
 from services.executor.prefetch import Prefetcher
 from services.executor.stopper import Stopper
 from services.executor.sync import Adoption, Sync
-from services.executor.sync_request import Claim
+from services.executor.sync_request import Grant
 from services.executor.tools import Tools
 
 log = structlog.get_logger()
@@ -61,7 +62,7 @@ class Slots:
         self._messages = messages
         self._make_tools = make_tools
         self._may_take = may_take
-        self._claims: queue.SimpleQueue[tuple[Delivery, Claim]] = queue.SimpleQueue()
+        self._answered: queue.SimpleQueue[tuple[Delivery, UUID, Grant]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._adopted = 0
         self.threads: Sequence[threading.Thread] = ()
@@ -87,7 +88,8 @@ class Slots:
             self._messages.reject(delivery)
             return
         failpoints.reach("run_delivered")
-        self._claims.put((delivery, self._sync.claim(message.run_id)))
+        run_id = message.run_id
+        self._sync.claim(run_id, lambda grant: self._answered.put((delivery, run_id, grant)))
 
     def adopt(self, adoption: Adoption) -> None:
         ADOPTED.inc()
@@ -106,20 +108,19 @@ class Slots:
     def _work(self) -> None:
         tools = self._make_tools()
         while True:
-            delivery, claim = self._claims.get()
-            claim.answered.wait()
-            if claim.refusal == DRAINING:
+            delivery, run_id, grant = self._answered.get()
+            if grant.refusal == DRAINING:
                 self._messages.give_back(delivery)
                 continue
             # From here on the scheduler's lease guards the run, and the message has done its duty.
             delivery.taken = True
-            if claim.run is None:
-                log.info("claim_refused", run_id=str(claim.run_id), reason=claim.refusal)
-                CLAIMS_REFUSED.labels(claim.refusal).inc()
+            if grant.run is None:
+                log.info("claim_refused", run_id=str(run_id), reason=grant.refusal)
+                CLAIMS_REFUSED.labels(grant.refusal).inc()
             else:
                 # The slot is free when the container has ended; reporting and removing it goes beside.
-                execution = Execution(claim.run, tools, on_ended=functools.partial(self._messages.done, delivery))
-                self._execute(claim.run, execution.execute)
+                execution = Execution(grant.run, tools, on_ended=functools.partial(self._messages.done, delivery))
+                self._execute(grant.run, execution.execute)
             self._messages.done(delivery)
 
     def _work_adopted(self, run: HeldRun) -> None:

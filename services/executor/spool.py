@@ -75,6 +75,8 @@ class Spool:
         self._keep_after_seconds = keep_after_seconds
         self._writing = threading.Lock()
         self._waiting: queue.SimpleQueue[tuple[HeldRun, float]] = queue.SimpleQueue()
+        # Runs whose file this process wrote or read; `sweep` finds all others.
+        self._known: set[str] = set()
 
     def watch(self, run: HeldRun) -> None:
         """Keep the run's report unless it is settled soon."""
@@ -94,7 +96,9 @@ class Spool:
     def run(self) -> None:
         while True:
             run, due = self._waiting.get()
-            if not run.closed.wait(max(0.0, due - time.monotonic())):
+            # While it waits for one, nearly all behind that are closed: it wakes once for many.
+            if not run.closed:
+                time.sleep(max(0.0, due - time.monotonic()))
                 self.keep(run)
 
     def keep(self, run: HeldRun) -> None:
@@ -123,6 +127,7 @@ class Spool:
         except OSError as error:
             log.warning("spool_unreadable", run_id=run_id, error=str(error))
             return None
+        self._known.add(run_id)
         spooled = decode(data)
         if spooled is None:
             log.warning("spool_unreadable", run_id=run_id, error="its report is damaged")
@@ -132,8 +137,9 @@ class Spool:
 
     def forget(self, run_id: str) -> None:
         """The run's report is settled."""
-        if self._directory is None:
+        if run_id not in self._known:
             return
+        self._known.discard(run_id)
         try:
             self._path(run_id).unlink(missing_ok=True)
         except OSError as error:
@@ -163,6 +169,7 @@ class Spool:
 
     def _write(self, run: HeldRun, unsent: Unsent) -> None:
         assert self._directory is not None  # noqa: S101  keep has seen to it.
+        self._known.add(str(run.spec.run_id))
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = self._directory / f"{run.spec.run_id}.{os.getpid()}{DRAFT_SUFFIX}"
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +25,7 @@ from services.executor.metrics import SYNC_DURATION
 from services.executor.output import CAP_BYTES, Output
 from services.executor.scheduler_client import JsonObject, Replaced, SchedulerAway
 from services.executor.spec import StoredOutput, TaskSpec, read_stored_output, read_task_spec
-from services.executor.sync_request import Claim, Identity, Request, build_request
+from services.executor.sync_request import Claim, Grant, Identity, Request, build_request
 
 log = structlog.get_logger()
 
@@ -93,6 +94,8 @@ class Sync:
         self._due = 0.0
         self._claims: dict[str, Claim] = {}
         self._held: dict[tuple[str, int], HeldRun] = {}
+        # How many of them are of each run: of one that was taken over here, two epochs may be held for a moment.
+        self._held_ids: Counter[str] = Counter()
         # Granted claims whose task this executor can't read: nothing of them was ever created.
         self._unusable: set[tuple[str, int]] = set()
         self._questions: dict[str, bool | None] = {}
@@ -127,7 +130,7 @@ class Sync:
 
     def holds(self, run_id: str) -> bool:
         with self._condition:
-            return self._holds(run_id)
+            return run_id in self._held_ids
 
     def break_stream(self, run_id: str) -> None:
         """Have the run's thread look at its container instead of waiting for more output."""
@@ -141,25 +144,28 @@ class Sync:
         """True when the scheduler has answered once."""
         return self._first_success.wait(seconds)
 
-    def claim(self, run_id: UUID) -> Claim:
-        """Ask for the run; `answered` tells when the scheduler has, however long it is away."""
-        claim = Claim(run_id)
+    def claim(self, run_id: UUID, on_answer: Callable[[Grant], None]) -> None:
+        """Ask for the run; `on_answer` is called when the scheduler has answered, however long it is away.
+
+        It is called in the sync's thread, or at once, and must not block.
+        """
+        key = str(run_id)
         with self._condition:
             # The scheduler grants a repeated claim again, because the first answer may have been lost on its way.
-            if str(run_id) in self._claims or self._holds(str(run_id)):
-                claim.refusal = "held_here"
-                claim.answered.set()
-                return claim
-            self._claims[str(run_id)] = claim
-        self.wake()
-        return claim
+            is_known = key in self._claims or key in self._held_ids
+            if not is_known:
+                self._claims[key] = Claim(run_id, on_answer)
+        if is_known:
+            on_answer(Grant(refusal="held_here"))
+        else:
+            self.wake()
 
     def report_started(self, run: HeldRun, report: StartedReport) -> None:
         run.started = report
         self.wake(report.due - time.monotonic())
 
     def report_finished(self, run: HeldRun, report: FinishedReport) -> None:
-        """Hand the report over; `run.closed` tells when it is settled."""
+        """Hand the report over; `run.wait_closed` tells when it is settled."""
         run.started = None
         run.finished = report
         # The slot's next message is on its way: its claim can travel in the same request.
@@ -167,8 +173,7 @@ class Sync:
 
     def let_go(self, run: HeldRun) -> None:
         """Stop renewing the lease: who is told so by the scheduler takes over when it has run out."""
-        with self._condition:
-            self._held.pop(run.key, None)
+        self._drop(run)
 
     def ask_live(self, run_id: str) -> bool | None:
         """Whether the scheduler knows this run as live, whoever holds it; None until it has answered.
@@ -237,8 +242,12 @@ class Sync:
         self._succeeded_at = time.monotonic()
         self._first_success.set()
 
-    def _holds(self, run_id: str) -> bool:
-        return any(key[0] == run_id for key in self._held)
+    def _drop(self, run: HeldRun) -> None:
+        with self._condition:
+            if self._held.pop(run.key, None) is not None:
+                self._held_ids[run.key[0]] -= 1
+                if not self._held_ids[run.key[0]]:
+                    del self._held_ids[run.key[0]]
 
     def _give_up(self, error: Replaced) -> None:
         """Let everything go, once. To leave would make the two replace each other for ever."""
@@ -323,8 +332,7 @@ class Sync:
                 continue
             if not answer["accepted"]:
                 log.warning("report_not_accepted", **run.log_ids, epoch=run.epoch)
-            with self._condition:
-                self._held.pop(run.key, None)
+            self._drop(run)
             run.settle()
         with self._condition:
             self._unusable -= {key for key in request.unusable if (*key, "finished") in settled}
@@ -342,18 +350,18 @@ class Sync:
                 continue
             spec = self._read_spec(each) if each["granted"] else None
             if not each["granted"]:
-                claim.refusal = str(each.get("reason") or "refused")
+                grant = Grant(refusal=str(each.get("reason") or "refused"))
             elif spec is None:
-                claim.refusal = "unreadable"
+                grant = Grant(refusal="unreadable")
                 with self._condition:
                     self._unusable.add((each["runId"], int(each["epoch"])))
                 self.wake()
             else:
                 output = self._open_output()
-                claim.run = self._hold(spec, int(each["epoch"]), output, request.sent_at)
+                grant = Grant(run=self._hold(spec, int(each["epoch"]), output, request.sent_at))
             with self._condition:
                 self._claims.pop(each["runId"], None)
-            claim.answered.set()
+            claim.on_answer(grant)
 
     def _note_answers(self, answer: JsonObject) -> None:
         with self._condition:
@@ -397,6 +405,7 @@ class Sync:
         run = HeldRun(spec=spec, epoch=epoch, output=output, renewed_at=sent_at)
         with self._condition:
             self._held[run.key] = run
+            self._held_ids[run.key[0]] += 1
         return run
 
     @staticmethod

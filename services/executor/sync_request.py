@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -31,14 +30,20 @@ class Identity:
     pools: Sequence[str] = (DEFAULT_POOL,)
 
 
-@dataclass(slots=True)
-class Claim:
-    """One question, answered once: `run` is None when the run isn't to be had."""
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What became of a claim: `run` is None when the run isn't to be had, and `refusal` says why."""
 
-    run_id: UUID
-    answered: threading.Event = field(default_factory=threading.Event)
     run: HeldRun | None = None
     refusal: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One question. `on_answer` is called once, in the sync's thread or at once, and must not block."""
+
+    run_id: UUID
+    on_answer: Callable[[Grant], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,8 @@ def build_request(
     """With as much of the output of the runs as fits, which is taken out of them. `now` is monotonic."""
     logs = _take_output(held)
     finished = _take_finished(held)
+    # The report itself ends a run's lease: there is nothing to renew.
+    ending = {run.key for run in finished}
     started = [(run, run.started) for run in held if run.started is not None and run.started.due <= now]
     body = {
         "executor": {
@@ -77,10 +84,14 @@ def build_request(
             "running": sum(run.finished is None for run in held),
         },
         "claims": [{"runId": str(claim.run_id)} for claim in claims],
-        "held": [{"runId": str(run.spec.run_id), "epoch": run.epoch, "pulling": run.pulling} for run in held],
+        "held": [
+            {"runId": run.key[0], "epoch": run.epoch, "pulling": run.pulling}
+            for run in held
+            if run.key not in ending
+        ],
         "reports": [
             *(started_fields(run, report) for run, report in started),
-            *(finished_fields(run) for run in finished),
+            *(_drop_nothings(finished_fields(run)) for run in finished),
             *(unusable_fields(run_id, epoch) for run_id, epoch in unusable),
         ],
         "logs": logs,
@@ -96,6 +107,11 @@ def build_request(
         questions=questions,
         body=body,
     )
+
+
+def _drop_nothings(fields: JsonObject) -> JsonObject:
+    """What a report lacks is null to the scheduler, said or not."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _take_output(held: Sequence[HeldRun]) -> list[dict[str, Any]]:

@@ -94,6 +94,7 @@ class Dispatcher:
         self._pool = pool
         self._publisher = publisher
         self._config = config
+        self._monotonic = monotonic
         self._claims: defaultdict[str, RecentClaims] = defaultdict(
             lambda: RecentClaims(config.claim_window, monotonic)
         )
@@ -101,9 +102,10 @@ class Dispatcher:
     def run_once(self) -> Pass:
         """Dispatch what is due, as far as there is room."""
         ahead = on_connection(self._pool, dispatch_store.look_ahead)
+        looked_at = self._monotonic()
         OVERDUE.set(_overdue_seconds(ahead))
         if ahead.overdue is None:
-            return Pass(0, decide_sleep(ahead, has_room=True, tick=self._config.tick))
+            return Pass(0, decide_sleep(ahead.due_in, is_held_back=False, has_room=True, tick=self._config.tick))
         # What is taken and can't be published waits for the sweep; another replica may publish it at once.
         if not self._publisher.answers(timeout_seconds=self._config.answer_within.total_seconds()):
             return Pass(0, self._config.tick)
@@ -113,7 +115,11 @@ class Dispatcher:
         if queued.is_more:
             # Another pass costs less than a late start.
             return Pass(len(queued.runs), timedelta(0))
-        return Pass(0, decide_sleep(ahead, has_room=queued.has_room, tick=self._config.tick))
+        # The pass took its time, and the next due time came that much nearer.
+        took = timedelta(seconds=self._monotonic() - looked_at)
+        due_in = None if ahead.due_in is None else ahead.due_in - took
+        sleep = decide_sleep(due_in, is_held_back=True, has_room=queued.has_room, tick=self._config.tick)
+        return Pass(0, sleep)
 
     def publish_again(self, *, limit: int) -> int:
         """Publish queued runs whose message never left, or was not claimed in time. Returns how many."""
@@ -274,15 +280,14 @@ class DispatchLoop:
         self._woken.wait(pause.total_seconds())
 
 
-def decide_sleep(ahead: Ahead, *, has_room: bool, tick: timedelta) -> timedelta:
+def decide_sleep(due_in: timedelta | None, *, is_held_back: bool, has_room: bool, tick: timedelta) -> timedelta:
     """Until the next task is due, but not longer than a tick; a tick when it couldn't go then.
 
     While something that is due is held back, a stream of due times must not keep the loop busy: it rests a little.
     """
-    if ahead.due_in is None or not has_room:
+    if due_in is None or not has_room:
         return tick
-    rest = timedelta(0) if ahead.overdue is None else _REST
-    return min(max(ahead.due_in, rest), tick)
+    return min(max(due_in, _REST if is_held_back else timedelta(0)), tick)
 
 
 def _overdue_seconds(ahead: Ahead) -> float:

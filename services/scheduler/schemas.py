@@ -155,6 +155,10 @@ class RetrySchema(BaseSchema):
         return data
 
 
+# Loaded once: making a schema takes longer than loading a whole task.
+_DEFAULT_RETRY: dict[str, Any] = RetrySchema().load({})
+
+
 class ConcurrencySchema(BaseSchema):
     """At most `limit` tasks of this `key` of this user run at a time."""
 
@@ -230,7 +234,7 @@ class NewTaskSchema(BaseSchema):
             "attempt up and makes another, although the first may still run there; `hold` waits for the engine."
         },
     )
-    retry = fields.Nested(RetrySchema, load_default=lambda: RetrySchema().load({}))
+    retry = fields.Nested(RetrySchema, load_default=_DEFAULT_RETRY.copy)
     queue_ttl_seconds = Whole(
         load_default=None,
         allow_none=True,

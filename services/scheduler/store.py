@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, fields
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -76,10 +77,11 @@ _TASK_COLUMNS = frozenset(field.name for field in fields(Task))
 def _task_row(cursor: DatabaseCursor[Any]) -> Callable[[Sequence[Any]], Task]:
     """A Task from each row. A column that a later version's migration has added means nothing to this one."""
     names = [column.name for column in cursor.description or ()]
+    known = [name for name in names if name in _TASK_COLUMNS]
+    pick = itemgetter(*map(names.index, known))
 
     def make(values: Sequence[Any]) -> Task:
-        row = zip(names, values, strict=True)
-        return Task(**{name: value for name, value in row if name in _TASK_COLUMNS})
+        return Task(**dict(zip(known, pick(values), strict=True)))
 
     return make
 

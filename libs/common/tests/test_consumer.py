@@ -159,14 +159,30 @@ def test_a_message_that_is_not_taken_yet_stays_unacknowledged(harness: Harness):
 def test_an_acknowledged_message_is_not_delivered_again_to_anybody(harness: Harness):
     consumer, deliveries = harness.consume(1)
     harness.publish(b"1")
-    delivery = take(deliveries)
-    delivery.taken = True
-    wait_until(lambda: delivery.channel is None)
+    take(deliveries).taken = True
+    # Its place is given up before it is acknowledged.
+    wait_until(lambda: harness.tags() == 0)
 
     consumer.end()
 
     wait_until(lambda: harness.tags() == 0)
     assert harness.ready() == 0
+
+
+def test_what_is_done_is_acknowledged_and_nothing_else_whatever_the_order(harness: Harness):
+    consumer, deliveries = harness.consume(6)
+    harness.publish(b"0", b"1", b"2", b"3", b"4", b"5")
+    in_hand = [take(deliveries) for _ in range(6)]
+
+    for number in (4, 1, 0, 2):
+        consumer.done(in_hand[number])
+    harness.publish(b"next")
+    assert take(deliveries).body == b"next"
+    cut(consumer)
+
+    again = sorted(take(deliveries).body for _ in range(3))
+    assert again == [b"3", b"5", b"next"]
+    assert nothing_comes(deliveries)
 
 
 def test_without_capacity_nothing_comes_until_there_is_some(harness: Harness):
@@ -214,7 +230,7 @@ def test_after_a_lost_connection_places_in_use_stay_in_use(harness: Harness):
     harness.publish(b"long")
     delivery = take(deliveries)
     delivery.taken = True
-    wait_until(lambda: delivery.channel is None)
+    wait_until(lambda: harness.tags() == 1)
 
     cut(consumer)
     harness.publish(b"1", b"2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import threading
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from services.executor.outcome import Outcome
 from services.executor.output import CHUNK_BYTES
 from services.executor.scheduler_client import Replaced, SchedulerAway
 from services.executor.sync import Adoption, Sync
-from services.executor.sync_request import Identity
+from services.executor.sync_request import Grant, Identity
 from services.executor.tests.fake_scheduler import FakeScheduler, Row
 from tests.polling import wait_until
 
@@ -61,10 +62,17 @@ class Bench:
         return Sync(identity=identity, post=self._post, listener=self.listener)
 
     def claim(self, row: Row) -> HeldRun:
-        claim = self.sync.claim(read_id(row))
+        grants = self.ask(row)
         self.sync.run_once()
-        assert claim.run is not None
-        return claim.run
+        run = grants.get_nowait().run
+        assert run is not None
+        return run
+
+    def ask(self, row: Row) -> queue.SimpleQueue[Grant]:
+        """Where the answer to a claim comes in."""
+        grants: queue.SimpleQueue[Grant] = queue.SimpleQueue()
+        self.sync.claim(read_id(row), grants.put)
+        return grants
 
     def _post(self, body: Any) -> Any:
         if self.scheduler.away:
@@ -122,24 +130,22 @@ def test_of_output_as_much_is_kept_as_the_operator_says(bench: Bench):
 def test_a_run_that_is_not_to_be_had_is_refused(bench: Bench):
     row = bench.scheduler.add()
     row.status = "cancelled"
-    claim = bench.sync.claim(read_id(row))
+    grants = bench.ask(row)
 
     bench.sync.run_once()
 
-    assert claim.answered.is_set()
-    assert claim.run is None
-    assert claim.refusal == "not_queued"
+    assert grants.get_nowait() == Grant(refusal="not_queued")
 
 
 def test_a_claimed_task_that_cannot_be_read_fails_instead_of_going_round_for_ever(bench: Bench):
     row = bench.scheduler.add(timeoutSeconds="soon")
-    claim = bench.sync.claim(read_id(row))
+    grants = bench.ask(row)
 
     bench.sync.run_once()
     bench.sync.run_once()
     bench.sync.run_once()
 
-    assert (claim.run, claim.refusal) == (None, "unreadable")
+    assert grants.get_nowait() == Grant(refusal="unreadable")
     assert row.finished is not None
     assert (row.finished["outcome"], row.finished["reason"]) == ("failed", "engine_error")
     assert row.finished_reports == 1
@@ -150,16 +156,14 @@ def test_a_second_message_of_a_held_run_is_refused_here(bench: Bench):
     row = bench.scheduler.add()
     bench.claim(row)
 
-    claim = bench.sync.claim(read_id(row))
+    grants = bench.ask(row)
 
-    assert claim.answered.is_set()
-    assert claim.run is None
-    assert claim.refusal == "held_here"
+    assert grants.get_nowait() == Grant(refusal="held_here")
 
 
 def test_a_claim_whose_answer_was_lost_is_granted_again(bench: Bench):
     row = bench.scheduler.add()
-    claim = bench.sync.claim(read_id(row))
+    grants = bench.ask(row)
     bench.lose_answer = True
     with pytest.raises(SchedulerAway):
         bench.sync.run_once()
@@ -167,20 +171,21 @@ def test_a_claim_whose_answer_was_lost_is_granted_again(bench: Bench):
 
     bench.sync.run_once()
 
-    assert claim.run is not None
-    assert claim.run.epoch == row.epoch == 1
+    run = grants.get_nowait().run
+    assert run is not None
+    assert run.epoch == row.epoch == 1
 
 
 def test_claims_reports_and_output_travel_together(bench: Bench):
     first = bench.claim(bench.scheduler.add())
-    second = bench.sync.claim(read_id(bench.scheduler.add()))
+    second = bench.ask(bench.scheduler.add())
     first.output.append("stdout", b"hello")
     bench.sync.report_finished(first, finished(b"hello"))
     before = len(bench.scheduler.requests)
 
     bench.sync.run_once()
 
-    assert second.run is not None
+    assert second.get_nowait().run is not None
     assert len(bench.scheduler.requests) == before + 1
     assert first.settled
     assert bench.scheduler.rows[first.key[0]].output("stdout") == b"hello"
@@ -386,11 +391,11 @@ def test_images_to_fetch_are_passed_on(bench: Bench):
 def test_a_task_that_cannot_be_read_stops_nobody_else(bench: Bench):
     bad, good = bench.scheduler.add(), bench.scheduler.add()
     bad.task["timeoutSeconds"] = "never"
-    claim = bench.sync.claim(read_id(bad))
+    grants = bench.ask(bad)
 
     run = bench.claim(good)
 
-    assert claim.run is None
+    assert grants.get_nowait().run is None
     assert run.spec.run_id == read_id(good)
 
 
@@ -398,14 +403,13 @@ def test_the_loop_asks_a_scheduler_that_is_away_until_it_answers(bench: Bench):
     bench.scheduler.away = True
     thread = threading.Thread(target=bench.sync.run, daemon=True)
     thread.start()
-    claim = bench.sync.claim(read_id(bench.scheduler.add()))
+    grants = bench.ask(bench.scheduler.add())
 
     assert not bench.sync.wait_first(0.3)
     bench.scheduler.away = False
 
     assert bench.sync.wait_first(5)
-    assert claim.answered.wait(5)
-    assert claim.run is not None
+    assert grants.get(timeout=5).run is not None
     bench.sync.end()
     thread.join(5)
     assert not thread.is_alive()

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.scheduler.dispatch import RecentClaims, decide_sleep
-from services.scheduler.dispatch_store import Ahead
 from services.scheduler.images import is_image_allowed, is_image_reference
 from services.scheduler.output import RESULT_BYTES, decode_result, keep_tail
 from services.scheduler.states import (
@@ -196,19 +195,19 @@ def test_the_allow_list_compares_names_in_full(image, glob, allowed):
 
 
 @given(
-    st.none() | st.timedeltas(timedelta(0), timedelta(days=1)),
-    st.none() | st.timedeltas(timedelta(0), timedelta(days=1)),
+    st.none() | st.timedeltas(timedelta(seconds=-1), timedelta(days=1)),
+    st.booleans(),
     st.booleans(),
 )
-def test_the_loop_sleeps_until_the_next_due_time_and_never_longer_than_a_tick(overdue, due_in, has_room):
+def test_the_loop_sleeps_until_the_next_due_time_and_never_longer_than_a_tick(due_in, is_held_back, has_room):
     tick = timedelta(seconds=1)
 
-    sleep = decide_sleep(Ahead(overdue=overdue, due_in=due_in), has_room=has_room, tick=tick)
+    sleep = decide_sleep(due_in, is_held_back=is_held_back, has_room=has_room, tick=tick)
 
     assert timedelta(0) <= sleep <= tick
-    if has_room and overdue is None and due_in is not None and due_in < tick:
-        assert sleep == due_in
-    if overdue is not None:
+    if has_room and not is_held_back and due_in is not None and due_in < tick:
+        assert sleep == max(due_in, timedelta(0))
+    if is_held_back:
         assert sleep > timedelta(0), "what is held back doesn't keep the loop busy"
 
 

@@ -82,6 +82,20 @@ def test_a_task_is_never_dispatched_before_it_is_due_and_the_loop_sleeps_until_t
     assert due_at <= parse_time(user.get(task["id"])["queuedAt"]) <= due_at + timedelta(milliseconds=100)
 
 
+def test_how_long_a_pass_over_what_is_held_back_took_makes_nothing_late(user, executor, dispatcher, publisher):
+    user.create(pool="nobody-serves-it")
+    user.create(scheduledAt=format_time(utc_now() + timedelta(milliseconds=400)))
+    answers = publisher.answers
+
+    def answer_late(*, timeout_seconds):
+        time.sleep(0.2)
+        return answers(timeout_seconds=timeout_seconds)
+
+    publisher.answers = answer_late
+
+    assert dispatcher.run_once().sleep <= timedelta(milliseconds=200)
+
+
 def test_the_most_urgent_task_goes_first_then_the_longest_due(user, executor, dispatcher, publisher, pool):
     tasks = [user.create(priority=priority)["id"] for priority in (5, 9, 0, 9, 5)]
 

@@ -115,7 +115,6 @@ class FakeMessages:
                     tag="",
                     queue=RUNS_QUEUE,
                     delivery_tag=0,
-                    channel=None,
                 )
                 self.in_hand.add(delivery)
             self.deliver(delivery)
