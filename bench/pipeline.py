@@ -29,7 +29,7 @@ from deploy.environment import gateway_url, read_settings
 
 REPOSITORY = Path(__file__).parents[1]
 CELERY_PYTHON = REPOSITORY / ".venv-bench" / "bin" / "python"
-SLOTS = 300
+SLOTS = 200
 BATCH = 1000
 # As many as are needed to keep the gateway busy.
 CLIENTS = 3

@@ -75,7 +75,7 @@ class Pass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Queued:
-    """What one transaction did. `is_more`: another pass may find something at once."""
+    """What one transaction did. `has_room`: more could go; `is_more`: another pass may find something at once."""
 
     runs: Sequence[QueuedRun] = ()
     has_room: bool
@@ -119,7 +119,7 @@ class Dispatcher:
         took = timedelta(seconds=self._monotonic() - looked_at)
         due_in = None if ahead.due_in is None else ahead.due_in - took
         sleep = decide_sleep(due_in, is_held_back=True, has_room=queued.has_room, tick=self._config.tick)
-        return Pass(0, sleep)
+        return Pass(len(queued.runs), sleep)
 
     def publish_again(self, *, limit: int) -> int:
         """Publish queued runs whose message never left, or was not claimed in time. Returns how many."""
@@ -158,7 +158,8 @@ class Dispatcher:
         rooms = self._measure_rooms(dispatch_store.list_rooms(connection))
         if not rooms:
             return _Queued(has_room=False, is_more=is_more)
-        limit = min(sum(rooms.values()), self._config.batch_size)
+        room = sum(rooms.values())
+        limit = min(room, self._config.batch_size)
         lanes = dispatch_store.list_lanes(
             connection,
             list(rooms),
@@ -167,9 +168,11 @@ class Dispatcher:
             default_running=self._config.default_running,
         )
         runs = self._take(connection, lanes, decide_shares(lanes, rooms)[:limit])
-        is_more = is_more or bool(runs) or any(not lane.tasks for lane in lanes)
+        has_room = len(runs) < room
+        # Whoever makes room, by a claim or an end, wakes the loop.
+        is_more = is_more or (has_room and bool(runs)) or any(not lane.tasks for lane in lanes)
         failpoints.reach("run_not_committed")
-        return _Queued(runs=runs, has_room=True, is_more=is_more)
+        return _Queued(runs=runs, has_room=has_room, is_more=is_more)
 
     def _measure_rooms(self, rooms: Sequence[Room]) -> dict[str, int]:
         """How many runs may be made for each pool that has any room."""

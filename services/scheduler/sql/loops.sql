@@ -23,7 +23,8 @@ SELECT DISTINCT pool FROM scheduler.runs WHERE status = 'queued'
 WITH claimed AS MATERIALIZED (
     SELECT r.pool, max(r.published_at) AS published_at
       FROM scheduler.leases l
-      JOIN scheduler.runs r ON r.id = l.run_id
+     -- Each lease's run is looked up: see list_leases_of_engine.
+     CROSS JOIN LATERAL (SELECT pool, published_at FROM scheduler.runs WHERE id = l.run_id OFFSET 0) r
      GROUP BY r.pool)
 UPDATE scheduler.runs r
    SET next_publish_at = now() + %(publish_within)s

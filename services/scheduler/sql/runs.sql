@@ -144,10 +144,12 @@ SELECT id, %(executor_id)s, %(boot_id)s, %(engine_id)s, epoch, now() + %(lease)s
 RETURNING run_id, epoch
 
 -- name: list_leases_of_engine
+-- There are never more leases than slots, but the planner takes those that have gone since the last vacuum for live
+-- ones, and would read all runs that there are: OFFSET 0 and ARRAY have it look up each lease's run, here and below.
 SELECT l.run_id, l.executor_id, l.boot_id, l.epoch, l.adopted, l.expires_at < now() AS is_expired,
        r.status = 'stopping' AS is_stopping, r.started_at IS NOT NULL AS was_running
   FROM scheduler.leases l
-  JOIN scheduler.runs r ON r.id = l.run_id
+ CROSS JOIN LATERAL (SELECT status, started_at FROM scheduler.runs WHERE id = l.run_id OFFSET 0) r
  WHERE l.engine_id = %(engine_id)s
 
 -- name: take_over_leases
@@ -158,7 +160,8 @@ WITH orphaned AS (
       FROM scheduler.tasks t
       JOIN scheduler.runs r ON r.task_id = t.id
       JOIN scheduler.leases l ON l.run_id = r.id
-     WHERE l.engine_id = %(engine_id)s
+     WHERE r.id = ANY (ARRAY(SELECT run_id FROM scheduler.leases WHERE engine_id = %(engine_id)s))
+       AND l.engine_id = %(engine_id)s
        AND ((l.executor_id = %(executor_id)s AND l.boot_id <> %(boot_id)s)
             OR (l.expires_at < now()
                 AND pg_postmaster_start_time() < now() - %(settle)s
@@ -223,7 +226,8 @@ SELECT r.id AS run_id, r.task_id, r.number, r.status, r.epoch, r.executor_id, r.
   FROM scheduler.tasks t
   JOIN scheduler.runs r ON r.task_id = t.id
   JOIN scheduler.leases l ON l.run_id = r.id
- WHERE l.expires_at < now() - %(silence)s
+ WHERE r.id = ANY (ARRAY(SELECT run_id FROM scheduler.leases WHERE expires_at < now() - %(silence)s))
+   AND l.expires_at < now() - %(silence)s
    AND NOT EXISTS (
        SELECT FROM scheduler.executors e
         WHERE e.engine_id = l.engine_id AND e.last_seen_at > now() - %(silence)s)
