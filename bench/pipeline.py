@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,14 +29,14 @@ from deploy.environment import gateway_url, read_settings
 
 REPOSITORY = Path(__file__).parents[1]
 CELERY_PYTHON = REPOSITORY / ".venv-bench" / "bin" / "python"
+EXECUTORS = 2
 SLOTS = 200
 BATCH = 1000
 # As many as are needed to keep the gateway busy.
 CLIENTS = 3
 POLL_SECONDS = 0.05
 LONGEST_SECONDS = 600.0
-WARM_UP_TASKS = 200
-# Celery's processes are tried with so many each; the best one is what counts.
+# Celery's processes are tried with a round each; the best one is what counts. Ours have a round before, too.
 CELERY_PROCESSES = (2, 4)
 STOP_SECONDS = 30.0
 
@@ -45,7 +45,8 @@ both     {count} tasks a round, from the first request to the last end; no side 
 ours     POST /api/tasks/batch through the gateway: token verified, fields validated, rows in PostgreSQL, fsynced
          before the 201. Dispatch by priority, fair share and quota; a quorum queue with confirmed publishes; a
          claim with a lease; a report; state, times, receipt and exit code in PostgreSQL, fsynced. Any part may be
-         killed. One executor with {slots} slots whose runtime starts nothing. Each part is limited to one core.
+         killed. {executors} executors with {slots} slots, whose runtime starts nothing. Each part is limited to one
+         core.
 Celery   Messages straight to the broker from 8 threads: no API, no user, no validation, no state before the end. A
          quorum queue, too, with confirmed publishes; acks late; the result in Redis, which is not on a disk, and
          nobody subscribes to it. Prefork workers, on the host and with no limit of cores, default prefetch, no
@@ -142,8 +143,11 @@ def compare(env_file: Path, *, count: int, rounds: int) -> Row:
     """Both in this one run."""
     settings = dict(read_settings(env_file.read_text(encoding="utf-8")))
     api, database, celery = Api(gateway_url(settings)), Database(settings), find_celery(settings)
-    with noop_executor(env_file, slots=SLOTS):
-        measure_pipeline(api, database, WARM_UP_TASKS)
+    with ExitStack() as executors:
+        for _ in range(EXECUTORS):
+            executors.enter_context(noop_executor(env_file, slots=SLOTS))
+        say("a round of ours to warm up")
+        measure_pipeline(api, database, count)
         say("how many processes serve Celery best")
         processes = max(CELERY_PROCESSES, key=lambda number: celery.measure(count, processes=number))
         ours, theirs = alternate(
@@ -162,7 +166,7 @@ def run() -> None:
     load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
     print(f"\n{os.cpu_count()} cores, load {load} at the end\n")
     print_table([row])
-    print(WHAT_IS_COMPARED.format(count=count, slots=SLOTS))
+    print(WHAT_IS_COMPARED.format(count=count, executors=EXECUTORS, slots=SLOTS))
 
 
 if __name__ == "__main__":
