@@ -45,7 +45,7 @@ both     {count} tasks a round, from the first request to the last end; no side 
 ours     POST /api/tasks/batch through the gateway: token verified, fields validated, rows in PostgreSQL, fsynced
          before the 201. Dispatch by priority, fair share and quota; a quorum queue with confirmed publishes; a
          claim with a lease; a report; state, times, receipt and exit code in PostgreSQL, fsynced. Any part may be
-         killed. {executors} executors of {slots} slots, whose runtime starts nothing. Each part has at most a core.
+         killed. {executors} executors of {slots} slots with the no-op runtime. No part has more than a core.
 Celery   Messages straight to the broker from 8 threads: no API, no user, no validation, no state before the end. A
          quorum queue, too, with confirmed publishes; acks late; the result in Redis, which is not on a disk, and
          nobody subscribes to it. Prefork workers, on the host and with no limit of cores, default prefetch, no

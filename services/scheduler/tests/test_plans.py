@@ -19,7 +19,8 @@ FILL = f"""
 INSERT INTO scheduler.tasks (
     id, user_id, image, command, timeout_seconds, stop_grace_seconds, cpus, memory_mb, pids, network,
     scheduled_at, due_at, request_id, status, finished_at)
-SELECT gen_random_uuid(), gen_random_uuid(), 'a', 'b', 1, 1, 1, 16, 16, 'none', now(), now(), 'r', 'completed', now()
+SELECT gen_random_uuid(), gen_random_uuid(), 'a', 'b', 1, 1, 1, 16, 16, 'none',
+       now(), now(), 'r', 'completed', now()
   FROM generate_series(1, {RUNS});
 INSERT INTO scheduler.runs (id, task_id, number, status, request_id, finished_at, next_publish_at)
 SELECT gen_random_uuid(), id, 1, 'completed', 'r', now(), now() FROM scheduler.tasks;
