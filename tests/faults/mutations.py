@@ -65,9 +65,9 @@ MUTATIONS: Mapping[str, Mutation] = {
     ),
     "S4, proof before a run is closed": Mutation(
         file="services/scheduler/sql/runs.sql",
-        old=" WHERE l.expires_at < now() - %(silence)s\n",
+        old="   AND l.expires_at < now() - %(silence)s\n",
         # What follows is bound to the second half.
-        new=" WHERE l.expires_at < now() OR l.expires_at < now() - %(silence)s\n",
+        new="   AND (l.expires_at < now() OR l.expires_at < now() - %(silence)s)\n",
         trial=Rule("all_executors_away"),
         breaks="it was closed without proof",
     ),

@@ -37,6 +37,24 @@ def task_fields(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+# What a finished report may leave out is null.
+NOTHING_SAID: Mapping[str, Any] = dict.fromkeys(
+    (
+        "reason",
+        "exitCode",
+        "errorMsg",
+        "result",
+        "startedAt",
+        "finishedAt",
+        "imageDigest",
+        "maxMemoryMb",
+        "cpuSeconds",
+        "pulledSeconds",
+        "containerId",
+    )
+)
+
+
 @dataclass
 class Row:
     """What the scheduler knows of one run."""
@@ -146,7 +164,7 @@ class FakeScheduler:
             if report["event"] == "started":
                 row.status, row.started = "running", dict(report)
             elif report["event"] == "finished":
-                row.status, row.finished = report["outcome"], dict(report)
+                row.status, row.finished = report["outcome"], NOTHING_SAID | report
         if row is not None and report["event"] == "finished":
             row.finished_reports += 1
         return {key: report[key] for key in ("runId", "epoch", "event")} | {"accepted": accepted}

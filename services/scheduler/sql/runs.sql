@@ -226,7 +226,7 @@ SELECT r.id AS run_id, r.task_id, r.number, r.status, r.epoch, r.executor_id, r.
   FROM scheduler.tasks t
   JOIN scheduler.runs r ON r.task_id = t.id
   JOIN scheduler.leases l ON l.run_id = r.id
- WHERE r.id = ANY (ARRAY(SELECT run_id FROM scheduler.leases WHERE expires_at < now() - %(silence)s))
+ WHERE r.id = ANY (ARRAY(SELECT run_id FROM scheduler.leases WHERE expires_at < now()))
    AND l.expires_at < now() - %(silence)s
    AND NOT EXISTS (
        SELECT FROM scheduler.executors e

@@ -145,7 +145,7 @@ def _retry_at_once(patch: pytest.MonkeyPatch) -> None:
 
 def _close_when_the_lease_runs_out(patch: pytest.MonkeyPatch) -> None:
     text = run_store.QUERIES["lock_lost_runs"].decode()
-    changed = re.sub(r"WHERE l\.expires_at .*? ORDER BY", "WHERE l.expires_at < now() ORDER BY", text, flags=re.S)
+    changed = re.sub(r"AND l\.expires_at .*? ORDER BY", "AND l.expires_at < now() ORDER BY", text, flags=re.S)
     assert changed != text
     patch.setattr(run_store, "QUERIES", {**run_store.QUERIES, "lock_lost_runs": changed.encode()})
 
