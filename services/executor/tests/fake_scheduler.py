@@ -38,7 +38,7 @@ def task_fields(**changes: Any) -> dict[str, Any]:
 
 
 # What a finished report may leave out is null.
-NOTHING_SAID: Mapping[str, Any] = dict.fromkeys(
+NOTHING_SAID: dict[str, Any] = dict.fromkeys(
     (
         "reason",
         "exitCode",
@@ -164,7 +164,7 @@ class FakeScheduler:
             if report["event"] == "started":
                 row.status, row.started = "running", dict(report)
             elif report["event"] == "finished":
-                row.status, row.finished = report["outcome"], NOTHING_SAID | report
+                row.status, row.finished = report["outcome"], {**NOTHING_SAID, **report}
         if row is not None and report["event"] == "finished":
             row.finished_reports += 1
         return {key: report[key] for key in ("runId", "epoch", "event")} | {"accepted": accepted}
