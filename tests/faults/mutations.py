@@ -67,7 +67,7 @@ MUTATIONS: Mapping[str, Mutation] = {
         file="services/scheduler/sql/runs.sql",
         old="   AND l.expires_at < now() - %(silence)s\n",
         # What follows is bound to the second half.
-        new="   AND (l.expires_at < now() OR l.expires_at < now() - %(silence)s)\n",
+        new="   AND l.expires_at < now() OR l.expires_at < now() - %(silence)s\n",
         trial=Rule("all_executors_away"),
         breaks="it was closed without proof",
     ),
