@@ -4,7 +4,7 @@
     BENCH_PENDING, BENCH_FINISHED    how many tasks there are of each, 1,000,000 and 5,000,000 unless given
 
 Prints a table of medians with the ratio of full to empty. The gateway's own answer is among them: if its ratio is
-not 1, the machine was not the same. Needs several GB of disk, and more than a quarter of an hour.
+not 1, the machine was not the same. Needs several GB of disk, and some minutes, most of them to fill.
 """
 
 from __future__ import annotations
